@@ -1,0 +1,18 @@
+"""Encoder: pixels of equal size to a grid of features."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gnomon.vlm.layout import Features
+from gnomon.vlm.part import Part
+
+
+class Encoder(Part, nn.Module):
+    """`forward` gets normalised pixels (I,3,H,W) whose sides are multiples of `stride` and yields H/stride x W/stride tokens."""
+
+    width: int
+    stride: int
+
+    def forward(self, pixels: Tensor) -> Features:
+        raise NotImplementedError

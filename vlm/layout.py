@@ -1,0 +1,187 @@
+"""The shared nouns: where each token of a batch came from, and how pixels become tokens.
+
+Shapes: B rows, T tokens, I images in the batch, N visual tokens, C width, h,w grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that is not trained on (torch's default ignore_index)."""
+
+
+class Kind(IntEnum):
+    PAD = 0
+    TEXT = 1
+    IMAGE = 2
+    GEOMETRY = 3
+
+
+class _Movable:
+    """A dataclass of tensors that moves as one."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False):
+        def move(value: Any) -> Any:
+            if isinstance(value, (Tensor, _Movable)):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, list):
+                return [move(item) for item in value]
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class TokenLayout(_Movable):
+    """What stands at every position of a batch of sequences.
+
+    kind      (B,T) long          Kind
+    image     (B,T) long          which image of its row, in order of appearance; -1 for text and padding
+    cell      (B,T,2) long        row, column on that image's token grid; -1 for text and padding
+    position  (B,T) or (3,B,T)    position ids as the language model gets them
+    document  (B,T) long | None   which packed sample; None: one sample per row
+    """
+
+    kind: Tensor
+    image: Tensor
+    cell: Tensor
+    position: Tensor
+    document: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.kind.shape
+
+    @property
+    def visible(self) -> Tensor:
+        return self.kind != Kind.PAD
+
+    @property
+    def is_image(self) -> Tensor:
+        return self.kind == Kind.IMAGE
+
+    @classmethod
+    def text(cls, rows: int, length: int, *, start: int = 0, device: torch.device | str = "cpu") -> TokenLayout:
+        """Plain text, nothing padded."""
+        position = torch.arange(start, start + length, device=device).expand(rows, length)
+        return cls(
+            kind=torch.full((rows, length), Kind.TEXT, device=device),
+            image=torch.full((rows, length), -1, device=device),
+            cell=torch.full((rows, length, 2), -1, device=device),
+            position=position,
+        )
+
+
+@dataclass
+class Features(_Movable):
+    """What an encoder or a bridge yields for I images: padded tokens, and the grid each image has.
+
+    tokens  (I,N,C)      raster order, zeros after an image's last token
+    grid    I x (h,w)    h*w tokens of image i are real
+    The rest is there when a method asks for it, aligned with `tokens` along (I,N).
+    """
+
+    tokens: Tensor
+    grid: list[tuple[int, int]]
+    cls: Tensor | None = None
+    keys: Tensor | None = None
+    scores: Tensor | None = None
+    xyz: Tensor | None = None
+    confidence: Tensor | None = None
+    camera: Tensor | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        return [h * w for h, w in self.grid]
+
+    @property
+    def valid(self) -> Tensor:
+        """(I,N) bool: which tokens are real."""
+        counts = torch.tensor(self.counts, device=self.tokens.device)
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < counts[:, None]
+
+
+@dataclass
+class Batch(_Movable):
+    """What collation hands to the model.
+
+    ids     (B,T) long     token ids; anything at image and pad positions
+    labels  (B,T) long     IGNORE where not trained; labels[t] is the token AT t (the model shifts)
+    layout  TokenLayout
+    pixels  I x (3,H,W)    uint8, in order of row and appearance; sizes may differ
+    samples                ids of the samples in it (in row order, packed ones included), for error messages and records
+    targets float | None   what to divide the loss sum by; None: this batch's own number of targets
+    """
+
+    ids: Tensor
+    labels: Tensor
+    layout: TokenLayout
+    pixels: list[Tensor] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    targets: float | None = None
+
+    @property
+    def supervised(self) -> int:
+        """Number of positions that a loss is taken at (the first of a row predicts nothing)."""
+        return int((self.labels[:, 1:] != IGNORE).sum())
+
+    def pin_memory(self) -> Batch:
+        def pin(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.pin_memory()
+            if isinstance(value, list) and value and isinstance(value[0], Tensor):
+                return [item.pin_memory() for item in value]
+            return value
+
+        layout = replace(self.layout, **{f.name: pin(getattr(self.layout, f.name)) for f in fields(self.layout)})
+        return replace(self, ids=pin(self.ids), labels=pin(self.labels), layout=layout, pixels=pin(self.pixels))
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image of any size becomes pixels, and how many tokens it then takes. Saved with the model.
+
+    fit     "resize" (to `size`, aspect ignored), "pad" (aspect kept, centred on the mean colour),
+            "crop" (shorter side fitted, centre cut), "native" (own size, each side rounded to whole cells)
+    size    (H,W) for all but native
+    cell    pixels per token and side: the encoder's stride times the connector's merging
+    limit   most pixels that "native" keeps; larger images are scaled down
+    """
+
+    size: tuple[int, int] | None
+    cell: int
+    fit: str = "resize"
+    limit: int = 1 << 20
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if self.fit not in ("resize", "pad", "crop", "native"):
+            raise ValueError(f"image fit {self.fit!r} is unknown; use resize, pad, crop or native")
+        if (self.size is None) != (self.fit == "native"):
+            raise ValueError(f"image fit {self.fit!r} with size {self.size}: native takes no size, all others need one")
+        if self.size is not None and any(side % self.cell or side < self.cell for side in self.size):
+            raise ValueError(f"image size {tuple(self.size)} is not a multiple of {self.cell} pixels per token; round it")
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """Pixel size that an image of this size is brought to."""
+        if self.size is not None:
+            return self.size[0], self.size[1]
+        scale = min(1.0, math.sqrt(self.limit / (height * width)))
+
+        def side(pixels: float) -> int:
+            return max(self.cell, round(pixels * scale / self.cell) * self.cell)
+
+        return side(height), side(width)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Token rows and columns of an image that has its target size."""
+        return height // self.cell, width // self.cell
