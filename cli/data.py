@@ -1,0 +1,122 @@
+"""`gnomon data`: make shards of procedural data, or look at samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gnomon.data.sample import Source
+
+SOURCES = ("diagrams",)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def size(text: str) -> tuple[int, int]:
+    """`224` or `160x240` (height x width)."""
+    sides = [int(part) for part in text.lower().split("x")]
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"size {text!r} is neither N nor HxW")
+    return sides[0], sides[-1]
+
+
+def source(args: argparse.Namespace, count: int) -> Source:
+    from gnomon.data.sources.diagrams.source import Diagrams
+
+    return Diagrams(
+        count=count,
+        seed=args.seed,
+        tasks=args.tasks.split(",") if args.tasks else None,
+        levels=args.levels,
+        size=args.size,
+        questions=args.questions,
+        split=args.split,
+        prompt=args.prompt,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="gnomon data", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    drawing = argparse.ArgumentParser(add_help=False)
+    drawing.add_argument("--seed", type=int, default=0, help="stream of figures (default 0)")
+    drawing.add_argument("--tasks", help="comma-separated; all when left out")
+    drawing.add_argument("--levels", type=numbers, default=[1, 2, 3], help="difficulty levels (default 1,2,3)")
+    drawing.add_argument("--size", type=size, default=(224, 224), help="N or HxW pixels (default 224)")
+    drawing.add_argument("--questions", type=int, default=1, help="questions per figure (default 1)")
+    drawing.add_argument("--split", choices=["train", "test"], default="train")
+    drawing.add_argument("--prompt", choices=["question", "official"], default="question",
+                         help="official: append the benchmarks' own answer instructions")  # fmt: skip
+
+    make = commands.add_parser("make", parents=[drawing], help="write webdataset shards")
+    make.add_argument("source", choices=SOURCES)
+    make.add_argument("--count", type=int, required=True, help="number of samples")
+    make.add_argument("--out", type=Path, required=True, help="directory for the shards")
+    make.add_argument("--shard-size", type=int, default=1000, help="samples per shard (default 1000)")
+    make.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
+
+    show = commands.add_parser("show", parents=[drawing], help="draw a contact sheet of samples")
+    show.add_argument("source", help="diagrams, or a LLaVA .json/.jsonl file, or a directory of shards")
+    show.add_argument("--images", type=Path, help="directory that a .json file's image names are relative to")
+    show.add_argument("--count", type=int, default=16, help="samples on the sheet (default 16)")
+    show.add_argument("--columns", type=int, default=4)
+    show.add_argument("--out", type=Path, default=Path("sheet.png"), help="PNG to write (default sheet.png)")
+    return top
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.count < 1:
+        raise ValueError(f"--count {args.count} is too small; use 1 or more")
+    return make(args) if args.command == "make" else show(args)
+
+
+def make(args: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from gnomon.data.write_shards import write
+
+    rate = TextColumn("{task.fields[rate]:.0f}/s")
+    with Progress(
+        TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), transient=True
+    ) as bar:
+        task = bar.add_task("drawing", total=args.count, rate=0.0)
+        written = write(
+            source(args, args.count),
+            args.out,
+            count=args.count,
+            shard_size=args.shard_size,
+            workers=args.workers,
+            on_progress=lambda done: bar.update(task, completed=done, rate=bar.tasks[0].speed or 0.0),
+        )
+    print(f"{args.count} samples in {len(written)} shards under {args.out}")
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    from gnomon.data.sheet import contact_sheet
+
+    if args.source in SOURCES:
+        samples = source(args, args.count)
+    else:
+        samples = existing(Path(args.source), args.images)
+    chosen = [samples[i] for i in range(min(args.count, len(samples)))]
+    contact_sheet(chosen, args.out, columns=args.columns)
+    print(f"{len(chosen)} samples on {args.out}")
+    return 0
+
+
+def existing(path: Path, images: Path | None) -> Source:
+    """The user's own data, by what the path is."""
+    if path.suffix in (".json", ".jsonl"):
+        from gnomon.data.sources.jsonl import LlavaJson
+
+        return LlavaJson(path, images=images or path.parent)
+    if path.is_dir() or path.suffix == ".tar":
+        from gnomon.data.sources.shards import Shards
+
+        return Shards([str(path)] if path.suffix == ".tar" else [str(path / "*.tar")])
+    raise ValueError(f"{path} is neither {', '.join(SOURCES)}, a .json/.jsonl file, nor a directory of .tar shards")
