@@ -1,0 +1,127 @@
+"""Processor: a sample to token ids, labels and image slots. The same object serves training, evaluation and export.
+
+Every character is tokenised exactly once, in the pieces between images; labels follow from the tokens' offsets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gnomon.data.check import check, describe
+from gnomon.data.errors import BadSample, TooLong
+from gnomon.data.example import Example, Run, join
+from gnomon.data.image import load, prepare
+from gnomon.data.sample import IMAGE_MARK, Sample
+from gnomon.data.template import Span, Template, template
+from gnomon.vlm.layout import IGNORE, ImageSpec
+
+Overlong = Literal["error", "truncate", "skip"]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Tokenizer, chat template and image rule of one model.
+
+    tokenizer  a fast Hugging Face tokenizer, or anything that is called like one and yields offsets
+    template   name of a chat template, see template.py
+    overlong   what becomes of samples above `max_length` tokens: "error", "skip" (left out of training without counting
+               as bad), or "truncate" (cut at the end; an image that does not fit whole is cut with what follows it).
+               A prompt is never cut.
+    """
+
+    tokenizer: Any
+    template: str
+    image: ImageSpec
+    max_length: int = 2048
+    overlong: Overlong = "error"
+
+    def __post_init__(self) -> None:
+        if self.overlong not in ("error", "truncate", "skip"):
+            raise ValueError(f"overlong {self.overlong!r} is unknown; use error, truncate or skip")
+        if not getattr(self.tokenizer, "is_fast", True):
+            raise ValueError(f"{type(self.tokenizer).__name__} yields no character offsets; use the fast tokenizer")
+        for token in self._template.tokens:
+            pieces = len(self._encode(token)[0])
+            if pieces != 1:
+                raise ValueError(
+                    f"template {self.template!r} needs {token!r} as one token, this tokenizer makes it {pieces}; "
+                    "use the template that the language model was trained with"
+                )
+
+    @property
+    def _template(self) -> Template:
+        return template(self.template)
+
+    @property
+    def pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return token
+        return 0
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the template's end of turn and the tokenizer's end of text."""
+        end, _ = self._encode(self._template.end)
+        stops = set(end) if len(end) == 1 else set()
+        if self.tokenizer.eos_token_id is not None:
+            stops.add(self.tokenizer.eos_token_id)
+        return tuple(sorted(stops))
+
+    def prompt(self, sample: Sample) -> str:
+        """The text that asks for the last answer, image marks included."""
+        check(sample, train=False)
+        turns = sample.turns[:-1] if sample.turns[-1].role == "assistant" else sample.turns
+        return self._template.render(turns, add_generation_prompt=True)[0]
+
+    def example(self, sample: Sample, *, train: bool) -> Example:
+        """Tokens of the whole conversation, or (train=False) of what precedes its last answer."""
+        if train:
+            check(sample, train=True)
+            text, spans = self._template.render(sample.turns)
+        else:
+            text, spans = self.prompt(sample), []
+        example = self._assemble(sample, text, spans)
+        if len(example) > self.max_length:
+            if not train or self.overlong != "truncate":
+                raise TooLong(
+                    f"{describe(sample)} has {len(example)} tokens ({int((example.image >= 0).sum())} of images), "
+                    f"max_length is {self.max_length}; raise it or set overlong to truncate or skip"
+                )
+            example = example.cut(self.max_length)
+        if train and not bool((example.labels != IGNORE).any()):
+            raise BadSample(f"{describe(sample)} has no token to train on within {self.max_length} tokens; drop it")
+        return example
+
+    def _encode(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        return encoding["input_ids"], encoding["offset_mapping"]
+
+    def _assemble(self, sample: Sample, text: str, spans: list[Span]) -> Example:
+        # trained[c]: how many trained characters precede character c; a token is trained on when it holds any
+        trained = np.zeros(len(text) + 1, dtype=np.int64)
+        for first, last in spans:
+            trained[first + 1 : last + 1] = 1
+        trained = trained.cumsum()
+
+        name, pixels = describe(sample), []
+        runs: list[Run] = []
+        if self._template.bos and self.tokenizer.bos_token_id is not None:
+            runs.append(Run.text(np.asarray([self.tokenizer.bos_token_id]), np.asarray([IGNORE])))
+        start = 0
+        for k, piece in enumerate(text.split(IMAGE_MARK)):
+            if k:
+                image = prepare(load(sample.images[k - 1], name=f"image {k - 1} of {name}"), self.image)
+                runs.append(Run.slots(k - 1, *self.image.grid(*image.shape[1:])))
+                pixels.append(image)
+            if piece:
+                ids, offsets = (np.asarray(column, dtype=np.int64) for column in self._encode(piece))
+                first, last = offsets.reshape(-1, 2).T + start
+                runs.append(Run.text(ids, np.where(trained[last] > trained[first], ids, IGNORE)))
+            start += len(piece) + len(IMAGE_MARK)
+        if not runs:
+            raise BadSample(f"{name} leaves nothing to read with template {self.template!r}; drop it")
+        return join(sample.id, runs, pixels)
