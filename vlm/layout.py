@@ -113,7 +113,7 @@ class Features(_Movable):
 class Batch(_Movable):
     """What collation hands to the model.
 
-    ids     (B,T) long     token ids; anything at image and pad positions
+    ids     (B,T) long     token ids; any valid id at image and pad positions
     labels  (B,T) long     IGNORE where not trained; labels[t] is the token AT t (the model shifts)
     layout  TokenLayout
     pixels  I x (3,H,W)    uint8, in order of row and appearance; sizes may differ

