@@ -16,7 +16,8 @@ class Part:
 
     def __new__(cls, *args: Any, **kwargs: Any):
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        # partial: copying calls __new__ without arguments and restores them afterwards
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
         # object's own setter: nn.Module's would want its __init__ to have run
         object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[1:]))
         return self
