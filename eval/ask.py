@@ -1,0 +1,81 @@
+"""One question to a model, its answer token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gnomon.data.collate import collate
+from gnomon.data.image import load
+from gnomon.data.sample import IMAGE_MARK, Sample, Turn
+from gnomon.eval.session import Loaded
+from gnomon.vlm.generate import Generation, generate
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What a tokenizer shows for a character of which only some bytes have come."""
+
+
+class Stream:
+    """Token ids to text as they come; `push` yields only what is certain and new."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self.decode = decode
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def push(self, token: int) -> str:
+        self.ids.append(token)
+        text = self.decode(self.ids)
+        return "" if text.endswith(UNFINISHED) else self._new(text)
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        return self._new(self.decode(self.ids))
+
+    def _new(self, text: str) -> str:
+        fresh, self.shown = text[len(self.shown) :], text
+        return fresh
+
+
+def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
+    """Pixels of all files, or the error of the first that has none; quick, so done before a model is loaded."""
+    return [load(path, name=f"image {number}") for number, path in enumerate(paths, 1)]
+
+
+def ask(
+    loaded: Loaded,
+    question: str,
+    images: Sequence[np.ndarray],
+    *,
+    show: Callable[[str], None],
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Generation:
+    """Put the question, images first; `show` gets the answer piece by piece."""
+    if IMAGE_MARK in question:
+        raise ValueError(f"the question holds {IMAGE_MARK}, which stands for an image; leave it out, images come first")
+    text = "".join(f"{IMAGE_MARK}\n" for _ in images) + question
+    sample = Sample(id="question", turns=(Turn("user", text),), images=tuple(images))
+    example = loaded.processor.example(sample, train=False)
+    batch = collate([example], pad_id=loaded.processor.pad_id, side="left").to(loaded.device)
+    stops = loaded.processor.stop_ids
+    stream = Stream(lambda ids: loaded.processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def on_token(row: int, token: int) -> None:
+        if token not in stops:
+            show(stream.push(token))
+
+    (given,) = generate(
+        loaded.model,
+        batch,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=stops,
+        on_token=on_token,
+    )
+    show(stream.rest())
+    return given

@@ -1,0 +1,191 @@
+"""`gnomon evaluate`, `gnomon ask` and `gnomon report`: options here, work elsewhere, torch only after parsing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+INTERRUPTED = 130
+DEVICE_HELP = "auto (a GPU when there is one), cpu, cuda or cuda:N (default: auto)"
+DTYPE_HELP = "auto (bfloat16 on a GPU, float32 on the CPU), float32, bfloat16 or float16"
+MODEL_HELP = "model directory, or the name of a shipped one (demo)"
+
+
+def evaluate(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon evaluate",
+        description="Measure a model: accuracy per task with a 95 % bootstrap interval and the majority baseline "
+        "beside it. Every answer is kept as it comes; the same command continues where it was stopped.",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument(
+        "--benchmarks", type=_names, default=["diagrams"], metavar="A,B", help="which ones (default: diagrams)"
+    )
+    parser.add_argument("--tasks", type=_names, metavar="A,B", help="only these tasks (default: all)")
+    parser.add_argument("--levels", type=_integers, metavar="1,2", help="only these levels (default: all)")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="items per task (default: the benchmark's own number)"
+    )
+    parser.add_argument("--seed", type=int, help="seed of generated items (default: 0)")
+    parser.add_argument(
+        "--prompt", choices=["question", "official"], help="the bare question, or with the published suffix"
+    )
+    parser.add_argument(
+        "--style", choices=["default", "held_out", "clean"], help="how figures are drawn (default: default)"
+    )
+    parser.add_argument(
+        "--size", type=_size, metavar="HxW", help="pixels of a drawn figure (default: what the model takes)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=16, metavar="N", help="answers do not depend on it (default: 16)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: each item's own)"
+    )
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/eval/MODEL-HASH, stable)")
+    parser.add_argument("--fresh", action="store_true", help="discard what the directory holds")
+    parser.add_argument("--by-level", action="store_true", help="a row per task and level as well")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    args = parser.parse_args(argv)
+
+    from gnomon.eval import evaluate as work
+    from gnomon.eval import names, table
+    from gnomon.eval.session import open_model
+
+    for name in args.benchmarks:
+        names.check("benchmark", name, names.known())
+    loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    options = {key: getattr(args, key) for key in ("tasks", "levels", "seed", "prompt", "style", "size")}
+    given = {key: value for key, value in options.items() if value is not None}
+    size = loaded.model.image.size
+    benchmarks = [names.make(name, given, defaults={} if size is None else {"size": size}) for name in args.benchmarks]
+    try:
+        result = work.evaluate(
+            loaded,
+            benchmarks,
+            out=args.out,
+            batch_size=args.batch_size,
+            limit=args.limit,
+            max_new_tokens=args.max_new_tokens,
+            fresh=args.fresh,
+            by_level=args.by_level,
+        )
+    except KeyboardInterrupt:
+        print(
+            "gnomon: stopped; every finished item is kept, the same command (without --fresh) continues",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    if args.json:
+        print(json.dumps(result.as_dict(), indent=2))
+        return 0
+    print(f"{loaded.name}, {loaded.dtype} on {loaded.device}")
+    for name, protocol in result.protocols.items():
+        print(f"{name}: {protocol}")
+    print(f"\n{table.text(result.rows)}\n\n{table.cost_line(result.cost, result.memory)}")
+    if result.truncated:
+        print(f"{result.truncated:.1%} of the answers were cut at the longest length")
+    print(f"records in {result.folder}")
+    return 0
+
+
+def ask(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon ask",
+        description="Ask a model one question, about images or without; the answer appears as it is made.",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("question", help="the question; - reads it from the standard input")
+    parser.add_argument(
+        "--image", action="append", type=Path, default=[], metavar="FILE", help="an image; repeat for several"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (default: 0)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="what is drawn at a temperature above 0 (default: another answer each time)"
+    )
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    args = parser.parse_args(argv)
+    question = (sys.stdin.read() if args.question == "-" else args.question).strip()
+    if not question:
+        raise ValueError("the question is empty; write one, or - to read it from the standard input")
+
+    from gnomon.eval import ask as work
+    from gnomon.eval.session import open_model
+
+    images = work.read_images(args.image)
+    loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    given = work.ask(
+        loaded,
+        question,
+        images,
+        show=lambda piece: print(piece, end="", flush=True),
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+    print()
+    if given.finish == "length":
+        print(f"gnomon: cut after {len(given.ids)} tokens; --max-new-tokens allows more", file=sys.stderr)
+    return 0
+
+
+def report(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon report",
+        description="One self-contained HTML page from run directories of `gnomon fit` and `gnomon evaluate`: "
+        "loss curves, scores with intervals, and diagrams with what the model answered.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, or folders that hold some"
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    parser.add_argument(
+        "--examples", type=_count, default=20, metavar="N", help="diagrams to show per evaluation (default: 20)"
+    )
+    args = parser.parse_args(argv)
+
+    from gnomon.eval.report import page
+
+    page(args.runs, args.out, examples=args.examples)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("names nothing; give names with commas between them")
+    return names
+
+
+def _integers(text: str) -> list[int]:
+    return [_whole(part, least=1) for part in _names(text)]
+
+
+def _positive(text: str) -> int:
+    return _whole(text, least=1)
+
+
+def _count(text: str) -> int:
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
+    if not text.strip().isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    return _positive(height), _positive(width or height)

@@ -1,0 +1,76 @@
+"""Diagrams on a page: which items are shown, and each with its picture, its question and what was answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+from PIL import Image
+
+from gnomon.data.image import load
+from gnomon.eval.benchmark import Benchmark, Scored
+from gnomon.eval.page.blocks import note
+from gnomon.eval.record import Record
+from gnomon.eval.runner import picture
+
+LONGEST = 400
+"""Characters of an answer that are shown."""
+
+
+def cards(scored: Sequence[Scored], records: Sequence[Record], benchmarks: dict[str, Benchmark], count: int) -> str:
+    """So many items of all tasks and levels; nothing when none are asked for."""
+    raw = {(record.task, record.sample): record for record in records}
+    chosen = choose(scored, count)
+    if not chosen:
+        return ""
+    right = sum(one.score.value == 1 for one in chosen)
+    shown = "".join(_card(one, raw[one.item.task, one.item.id], benchmarks) for one in chosen)
+    text = f"Spread evenly over tasks and levels, not picked by score: {right} of these are right."
+    return f'<h3>{len(chosen)} diagrams</h3>{note(text)}<div class="grid-cards">{shown}</div>'
+
+
+def choose(scored: Sequence[Scored], count: int) -> list[Scored]:
+    """Items in turn from each task, and within a task from each level; the choice does not look at the scores."""
+    tasks: dict[str, dict[int, list[Scored]]] = {}
+    for one in scored:
+        tasks.setdefault(one.item.task, {}).setdefault(one.item.level, []).append(one)
+    chosen: list[Scored] = []
+    turn = 0
+    while len(chosen) < min(count, len(scored)):
+        for number, levels in enumerate(tasks.values()):
+            left = [levels[level] for level in sorted(levels) if levels[level]]
+            if left and len(chosen) < count:
+                # another level for each task, so that the first round already shows all of them
+                chosen.append(left[(turn + number) % len(left)].pop(0))
+        turn += 1
+    return chosen
+
+
+def _card(one: Scored, record: Record, benchmarks: dict[str, Benchmark]) -> str:
+    known = {1.0: ("right", "✓ right"), 0.0: ("wrong", "✗ wrong")}
+    kind, word = known.get(one.score.value, ("part", f"{one.score.value:.0%}"))
+    answer = escape(record.raw.strip()[:LONGEST]) or '<span class="empty">nothing</span>'
+    return (
+        f'<article class="item">{_image(one, record, benchmarks[record.benchmark])}<div class="body">'
+        f'<div class="top"><span class="chip">{escape(short(one.item.task))} · L{one.item.level}</span>'
+        f'<span class="mark {kind}">{word}</span></div><p class="question">{escape(one.item.question)}</p>'
+        f"<dl><dt>truth</dt><dd>{escape(one.item.target)}</dd><dt>model</dt><dd>{answer}</dd></dl></div></article>"
+    )
+
+
+def _image(one: Scored, record: Record, benchmark: Benchmark) -> str:
+    """The picture drawn again, if it still is the one that was asked about."""
+    images = [load(image) for image in benchmark.sample(one.item).images]
+    if not images or [picture(pixels) for pixels in images] != record.image_sha256:
+        return '<div class="no-image">this version draws another picture</div>'
+    buffer = io.BytesIO()
+    Image.fromarray(images[0]).save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(one.item.question, quote=True)}">'
+
+
+def short(name: str) -> str:
+    """The last part of a row's name, in words."""
+    return name.split("/")[-1].replace("_", " ")

@@ -1,0 +1,85 @@
+"""The numbers that training logged into its run directory, read for plotting."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+FILES = ("metrics.jsonl", "metrics.csv")
+
+Series = tuple[list[float], list[float]]
+
+
+def find(folder: Path) -> Path | None:
+    """The newest metrics file in a run directory; loggers put theirs one or two folders down."""
+    found = [path for pattern in ("", "*/", "*/*/") for name in FILES for path in folder.glob(pattern + name)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read(path: Path) -> dict[str, Series]:
+    """Every column's finite numbers over the step. Stages count theirs anew; here each follows the one before."""
+    columns: dict[str, Series] = {}
+    stage, begun, last = None, 0.0, 0.0
+    for number, row in enumerate(_rows(path)):
+        if row.get("stage") != stage:
+            stage, begun = row.get("stage"), last
+        step = _float(row.get("step"))
+        last = begun + (number if step is None else step)
+        for name, text in row.items():
+            value = _float(text)
+            if name in ("step", "stage") or value is None:
+                continue
+            x, y = columns.setdefault(name, ([], []))
+            x.append(last)
+            y.append(value)
+    return columns
+
+
+def pick(columns: dict[str, Series], *names: str) -> Series | None:
+    """The first column with one of these names, whatever comes before a slash: `train/loss` is `loss`."""
+    for name in names:
+        for column, series in columns.items():
+            if column == name or column.split("/")[-1] == name:
+                return series
+    return None
+
+
+def smooth(values: Sequence[float], *, weight: float) -> list[float]:
+    """Exponential moving average without the pull of its first value (bias corrected, as in Adam)."""
+    total, mass, out = 0.0, 0.0, []
+    for value in values:
+        total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
+        out.append(total / mass)
+    return out
+
+
+def thin(series: Series, *, most: int = 800) -> Series:
+    """At most `most` points, evenly spaced, the last one kept."""
+    x, y = series
+    if len(x) <= most:
+        return series
+    keep = sorted({round(k * (len(x) - 1) / (most - 1)) for k in range(most)})
+    return [x[k] for k in keep], [y[k] for k in keep]
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            yield from csv.DictReader(file)
+            return
+        for line in file:
+            # the last line of a run that was killed may be half written
+            if line.endswith("\n") and line.strip():
+                yield json.loads(line)
+
+
+def _float(value: object) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,48 @@
+"""Report: one HTML page of run directories, with everything in it: no scripts, no files beside it, no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from gnomon.eval.page import curves, evaluation, training
+from gnomon.eval.page.style import CSS, MARK
+from gnomon.eval.record import HEADER, write_text
+
+
+def page(run_dirs: Sequence[Path], out: Path, *, examples: int = 20) -> None:
+    """Write the page. A run directory holds training metrics, an evaluation, or folders with evaluations."""
+    trained: list[str] = []
+    evaluated: dict[Path, evaluation.Evaluation] = {}
+    for folder in run_dirs:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a directory; name run directories of gnomon fit or gnomon evaluate")
+        metrics = curves.find(folder)
+        headers = sorted(folder.rglob(HEADER))
+        if metrics is None and not headers:
+            raise ValueError(f"{folder} holds neither training metrics nor an evaluation; name a run directory")
+        if metrics is not None:
+            trained.append(training.section(folder, metrics))
+        for header in headers:
+            evaluated.setdefault(header.parent.resolve(), evaluation.read(header.parent))
+    sections = trained or [training.absent(run_dirs)]
+    sections += [evaluation.section(found, examples) for found in evaluated.values()]
+    names = [found.model for found in evaluated.values()] or [folder.resolve().name for folder in run_dirs]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, _document(", ".join(dict.fromkeys(names)), sections))
+
+
+def _document(title: str, sections: Sequence[str]) -> str:
+    return "".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)} · gnomon</title><style>{CSS}</style></head><body><main>",
+            f"<header>{MARK}<div><h1>{escape(title)}</h1>",
+            '<p class="sub">gnomon report: how it learned, what it sees</p></div></header>',
+            *sections,
+            "<footer>Made by gnomon report. Everything on this page is in this one file.</footer>",
+            "</main></body></html>\n",
+        ]
+    )

@@ -1,0 +1,49 @@
+"""A tiny random model in a directory, with the tokenizer and template that models trained from scratch have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnomon.data import tokenizer
+from gnomon.vlm.connectors.mlp import MLP
+from gnomon.vlm.encoders.timm import Timm
+from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.model import VLM
+from gnomon.vlm.save import save
+
+SIZE = 96
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    words = [
+        "What is the point lying on line AB?",
+        "The lines are: BC, DE acute or obtuse triangle",
+        "How many circles",
+    ]
+    tokenizer.save(tokenizer.train(words, size=400), folder / "words")
+    torch.manual_seed(3)
+    vit = {"img_size": SIZE, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    lm = {
+        "model_type": "qwen2",
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        # wide enough that the random model says different things about different pictures
+        "initializer_range": 0.3,
+    }
+    model = VLM(
+        Timm("vit_tiny_patch16_224", args=vit),
+        MLP(),
+        CausalLM(config=lm, tokenizer=str(folder / "words")),
+        image_size=(SIZE, SIZE),
+        template="demo",
+    )
+    return save(model.eval(), folder / "tiny")

@@ -1,0 +1,64 @@
+"""One question: what streams is the answer, whole characters only, and images are checked first."""
+
+import pytest
+from PIL import Image
+
+from gnomon.eval.ask import Stream, ask, read_images
+from gnomon.eval.session import open_model
+
+
+@pytest.fixture(scope="module")
+def loaded(model_dir):
+    return open_model(str(model_dir), device="cpu")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "x.png"
+    Image.effect_noise((80, 60), 90).convert("RGB").save(path)
+    return path
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_streams_the_answer(loaded, picture, count):
+    pieces = []
+    given = ask(loaded, "What is it?", read_images([picture] * count), show=pieces.append, max_new_tokens=20)
+    assert "".join(pieces) == given.text and len(given.ids) <= 20
+    # 36 tokens an image: it was really looked at
+    assert given.prompt_tokens // 36 == count
+
+
+def test_sampling_is_seeded(loaded, picture):
+    images = read_images([picture])
+
+    def say(**options):
+        return ask(loaded, "What is it?", images, show=lambda piece: None, max_new_tokens=12, **options).text
+
+    assert say(temperature=1.5, seed=1) == say(temperature=1.5, seed=1) != say(temperature=1.5, seed=2)
+    assert say() == say()
+
+
+def test_characters_of_several_tokens_come_whole():
+    data = "aé→𝔸b".encode()
+    stream = Stream(lambda ids: bytes(ids).decode(errors="replace"))
+    pieces = [stream.push(byte) for byte in data]
+    assert "".join(pieces) == "aé→𝔸b" and pieces == ["a", "", "é", "", "", "→", "", "", "", "𝔸", "b"]
+    assert stream.rest() == ""
+
+
+def test_an_unfinished_character_shows_at_the_end():
+    stream = Stream(lambda ids: bytes(ids).decode(errors="replace"))
+    assert [stream.push(0x61), stream.push(0xC3), stream.rest()] == ["a", "", "\ufffd"]
+
+
+def test_bad_images_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"image 1 \(.*nothing.png\): no such file"):
+        read_images([tmp_path / "nothing.png"])
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text.png\): cannot be decoded"):
+        read_images([tmp_path / "text.png"])
+
+
+def test_an_image_mark_in_the_question_is_refused(loaded):
+    with pytest.raises(ValueError, match="<image>"):
+        ask(loaded, "What is <image>?", [], show=lambda piece: None)
