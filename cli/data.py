@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     drawing.add_argument("--size", type=size, default=(224, 224), help="N or HxW pixels (default 224)")
     drawing.add_argument("--questions", type=int, default=1, help="questions per figure (default 1)")
     drawing.add_argument("--split", choices=["train", "test"], default="train")
-    drawing.add_argument("--prompt", choices=["question", "official"], default="question",
-                         help="official: append the benchmarks' own answer instructions")  # fmt: skip
+    drawing.add_argument("--prompt", choices=["question", "official", "words"], default="question",
+                         help="official: with the benchmarks' own answer instructions; words: multiple choice without the choices")  # fmt: skip
 
     make = commands.add_parser("make", parents=[drawing], help="write webdataset shards")
     make.add_argument("source", choices=SOURCES)

@@ -1,0 +1,34 @@
+"""The contact sheet holds every image and grows with the text."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnomon.data.sample import Sample, Turn
+from gnomon.data.sheet import contact_sheet
+
+
+def sample(colour: int, answer: str = "yes") -> Sample:
+    image = np.full((20, 40, 3), colour, np.uint8)
+    return Sample(id="x", turns=(Turn("user", "<image>\nRed?"), Turn("assistant", answer)), images=(image,))
+
+
+def test_every_image_is_shown_at_the_given_width(tmp_path):
+    path = contact_sheet([sample(c) for c in (10, 90, 170)], tmp_path / "sheet.png", columns=2, width=100)
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape[1] == 2 * 100 + 3 * 12
+    # The inside of each picture keeps its colour: 98 by 48 pixels within a frame.
+    for colour in (10, 90, 170):
+        assert (sheet == colour).all(axis=2).sum() >= 98 * 48
+
+
+def test_long_answers_make_the_sheet_taller(tmp_path):
+    short = Image.open(contact_sheet([sample(0)], tmp_path / "a.png")).height
+    assert Image.open(contact_sheet([sample(0, "very " * 60)], tmp_path / "b.png")).height > short + 60
+
+
+def test_nothing_to_show_and_undecoded_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no samples"):
+        contact_sheet([], tmp_path / "a.png")
+    with pytest.raises(ValueError, match="bytes"):
+        contact_sheet([Sample(id="x", turns=(), images=(b"png",))], tmp_path / "a.png")
