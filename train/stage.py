@@ -1,0 +1,168 @@
+"""One stage: a model, its data and a Trainer with the callbacks that make the run exact, from start to hand-off."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+
+from gnomon.data.module import DataModule
+from gnomon.data.processor import Processor
+from gnomon.train.callbacks.budget import ENDLESS, TIMED, Budget
+from gnomon.train.callbacks.checkpoint import Checkpoint, newest
+from gnomon.train.callbacks.guard import Guard
+from gnomon.train.callbacks.handoff import HandOff
+from gnomon.train.callbacks.interrupt import Interrupt
+from gnomon.train.callbacks.meter import Meter
+from gnomon.train.callbacks.progress import Progress
+from gnomon.train.callbacks.validate import Validate
+from gnomon.train.feed import Feed
+from gnomon.train.module import StageModule
+from gnomon.train.parsing import FitCLI
+from gnomon.train.recipes.base import Stage
+from gnomon.train.rundir import RunDir
+from gnomon.train.runlog import RunLog
+from gnomon.train.schedule import Schedule, warmup_steps
+from gnomon.train.throughput import Flops
+from gnomon.train.trainer import extra_loggers, make_trainer
+from gnomon.vlm.freeze import Group, freeze
+from gnomon.vlm.model import VLM
+from gnomon.vlm.save import from_config, load
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands in its run.
+
+    share   its part of the steps or minutes of the whole run
+    start   the model that it begins with; None: the configured one
+    target  where its own model goes
+    first   whether no other stage was run in this process
+    """
+
+    run: RunDir
+    index: int
+    share: float
+    start: Path | None
+    target: Path
+    first: bool
+
+
+def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | None:
+    """Train it to its end; returns why it ended early, if it did."""
+    if not place.first:
+        # fresh objects: nothing but the model directory passes from stage to stage
+        cli.instantiate()
+    options, run = cli.config, place.run
+    stage: Stage = cli.config_init.recipe.stages()[place.index]
+    data: DataModule = cli.config_init.data
+    data.train_source = stage.data or data.train_source
+    data.batch_size = stage.batch_size or data.batch_size
+    # the parts may come in several dtypes; trained are float32 weights, which `precision` may lower
+    vlm = _model(cli, place.start).float()
+    table = freeze(vlm, list(stage.rates))
+
+    checkpoint = Checkpoint(run.checkpoints(stage.name), every=options.checkpoint.every, keep=options.checkpoint.keep)
+    interrupt = Interrupt(checkpoint, deadline=deadline)
+    log = RunLog(run.path, stage.name)
+    callbacks = _callbacks(cli, place, stage, Flops(vlm), checkpoint, interrupt)
+    trainer = make_trainer(cli, run, callbacks, [log, *extra_loggers(options.loggers, run, stage.name)])
+    data.attach(
+        Processor(vlm.tokenizer, stage.template or vlm.template, vlm.image),
+        world=trainer.world_size,
+        rank=trainer.global_rank,
+        accumulate=trainer.accumulate_grad_batches,
+        reduce=_adder(trainer),
+    )
+    steps = _steps(cli, place, stage, data)
+    trainer.fit_loop.epoch_loop.max_steps = -1 if steps == ENDLESS else steps
+    module = _module(cli, stage, vlm, data, steps)
+
+    last = newest(checkpoint.folder) if options.resume else None
+    if trainer.is_global_zero:
+        # only now: nothing that a user can get wrong is left
+        if place.first:
+            run.begin(cli.plain(), resume=options.resume)
+        log.rewind(0 if last is None else int(last.name.removeprefix("step-")))
+        _announce(stage, steps, data, table, last)
+    trainer.fit(module, ckpt_path=last, weights_only=True)
+    return interrupt.reason
+
+
+def _model(cli: FitCLI, start: Path | None) -> VLM:
+    """The previous stage's model, or the configured one."""
+    given = cli.plain()["model"]
+    checkpoint = given.pop("checkpoint")
+    if start is not None or checkpoint is not None:
+        return load(start or checkpoint)
+    return from_config(given)
+
+
+def _callbacks(
+    cli: FitCLI, place: Place, stage: Stage, flops: Flops, checkpoint: Checkpoint, interrupt: Interrupt
+) -> list[Callback]:
+    """What a step changes comes before its checkpoint, what ends the run after it."""
+    options, run, data = cli.config, place.run, cli.config_init.data
+    meter = Meter(flops, every=options.trainer.log_every_n_steps)
+    callbacks = [Guard(checkpoint, run.path / "failure.json"), meter, *stage.callbacks()]
+    if _budgeted(cli, stage):
+        minutes = place.share * options.budget.minutes
+        callbacks.append(Budget(60 * minutes, run.stage(stage.name) / "plan.json"))
+    if data.val_source is not None:
+        every = options.trainer.val_check_interval
+        if not isinstance(every, int):
+            raise ValueError(f"trainer.val_check_interval {every} with data.val: give a number of steps, such as 500")
+        callbacks.append(Validate(every=every))
+    hand_off = HandOff(run, stage.name, place.target, meter)
+    return [*callbacks, checkpoint, interrupt, Progress(meter, stage.name), hand_off]
+
+
+def _module(cli: FitCLI, stage: Stage, vlm: VLM, data: DataModule, steps: int) -> StageModule:
+    optim = stage.optim
+    warmup = TIMED if steps == ENDLESS else warmup_steps(optim.warmup, steps)
+    return StageModule(
+        vlm,
+        Feed(data),
+        groups=[Group(match, lr, optim.weight_decay) for match, lr in stage.rates.items()],
+        schedule=Schedule(steps, warmup, optim.schedule, optim.floor),
+        betas=optim.betas,
+        eps=optim.eps,
+        seed=int(cli.config.seed_everything),
+        compile_blocks=cli.config.compile,
+    )
+
+
+def _steps(cli: FitCLI, place: Place, stage: Stage, data: DataModule) -> int:
+    trainer = cli.config.trainer
+    if stage.steps is not None:
+        return stage.steps
+    if _budgeted(cli, stage):
+        return ENDLESS
+    if trainer.max_steps > 0:
+        return max(1, round(place.share * trainer.max_steps))
+    return math.ceil((trainer.max_epochs or 1) * data.steps_per_epoch)
+
+
+def _budgeted(cli: FitCLI, stage: Stage) -> bool:
+    return cli.config.budget.minutes is not None and stage.steps is None
+
+
+def _adder(trainer: Trainer) -> Callable[[int], int]:
+    def add_up(count: int) -> int:
+        mine = torch.tensor(count, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(mine, reduce_op="sum"))
+
+    return add_up
+
+
+def _announce(stage: Stage, steps: int, data: DataModule, table: str, last: Path | None) -> None:
+    size = data.order.step_size
+    split = f"{data.batch_size} x {data.accumulate} micro-batches x {data.world} processes"
+    count = "as many steps as the budget allows" if steps == ENDLESS else f"{steps} steps"
+    begun = "" if last is None else f", resumed from {last.name}"
+    print(f"stage {stage.name}: {count} of {size} samples ({split}){begun}\n{table}", file=sys.stderr)
