@@ -10,8 +10,8 @@ TEST   := $(VENV)/.test-installed
 .PHONY: demo test test-slow test-gpu lint audit clean
 
 demo: $(BASE)
-	$(RUN)/gnomon fit --config configs/demo/quick.yaml --out runs/demo --overwrite
-	$(RUN)/gnomon evaluate runs/demo/model --benchmarks diagrams --limit 200 --out runs/demo/eval --fresh
+	$(RUN)/gnomon fit --config configs/model/demo.yaml --config configs/demo/quick.yaml --out runs/demo --overwrite
+	$(RUN)/gnomon evaluate runs/demo/model --benchmarks diagrams --tasks shape,angle,tangram,relation --levels 1 --prompt words --out runs/demo/eval --fresh
 	$(RUN)/gnomon report runs/demo --out runs/demo/report.html
 
 test: $(TEST)

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     drawing.add_argument("--questions", type=int, default=1, help="questions per figure (default 1)")
     drawing.add_argument("--split", choices=["train", "test"], default="train")
     drawing.add_argument("--prompt", choices=["question", "official", "words"], default="question",
-                         help="official: with the benchmarks' own answer instructions; words: multiple choice without the choices")  # fmt: skip
+                         help="official: with the benchmarks' own answer instructions; words: no choices")  # fmt: skip
 
     make = commands.add_parser("make", parents=[drawing], help="write webdataset shards")
     make.add_argument("source", choices=SOURCES)
@@ -57,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--out", type=Path, required=True, help="directory for the shards")
     make.add_argument("--shard-size", type=int, default=1000, help="samples per shard (default 1000)")
     make.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
+
+    words = commands.add_parser("tokenizer", help="train a small tokenizer on a source's questions and answers")
+    words.add_argument("source", choices=SOURCES)
+    words.add_argument("--count", type=int, default=3000, help="samples to read, of each prompt form (default 3000)")
+    words.add_argument("--vocabulary", type=int, default=1024, help="most tokens (default 1024)")
+    words.add_argument("--seed", type=int, default=0, help="stream of figures (default 0)")
+    words.add_argument("--out", type=Path, required=True, help="directory to write")
 
     show = commands.add_parser("show", parents=[drawing], help="draw a contact sheet of samples")
     show.add_argument("source", help="diagrams, or a LLaVA .json/.jsonl file, or a directory of shards")
@@ -71,7 +78,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     if args.count < 1:
         raise ValueError(f"--count {args.count} is too small; use 1 or more")
-    return make(args) if args.command == "make" else show(args)
+    return {"make": make, "show": show, "tokenizer": tokenizer}[args.command](args)
 
 
 def make(args: argparse.Namespace) -> int:
@@ -93,6 +100,18 @@ def make(args: argparse.Namespace) -> int:
             on_progress=lambda done: bar.update(task, completed=done, rate=bar.tasks[0].speed or 0.0),
         )
     print(f"{args.count} samples in {len(written)} shards under {args.out}")
+    return 0
+
+
+def tokenizer(args: argparse.Namespace) -> int:
+    from gnomon.data.sources.diagrams.source import LEAST_SIDE, PROMPTS, Diagrams
+    from gnomon.data.tokenizer import save, train
+
+    size = (LEAST_SIDE, LEAST_SIDE)
+    sources = [Diagrams(count=args.count, seed=args.seed, size=size, prompt=prompt) for prompt in PROMPTS]
+    trained = train((turn.text for samples in sources for sample in samples for turn in sample.turns), size=args.vocabulary)
+    save(trained, args.out)
+    print(f"{trained.get_vocab_size()} tokens in {args.out}")
     return 0
 
 

@@ -30,7 +30,9 @@ def evaluate(argv: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, help="seed of generated items (default: 0)")
     parser.add_argument(
-        "--prompt", choices=["question", "official"], help="the bare question, or with the published suffix"
+        "--prompt",
+        choices=["question", "official", "words"],
+        help="the bare question (default), with the published suffix, or multiple choice without its choices",
     )
     parser.add_argument(
         "--style", choices=["default", "held_out", "clean"], help="how figures are drawn (default: default)"

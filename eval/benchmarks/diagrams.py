@@ -36,7 +36,8 @@ class Diagrams(Benchmark):
 
     tasks, levels   which of them; all by default
     size            height and width at which figures are drawn
-    prompt          `question`, or `official` for the released Geoperception suffixes
+    prompt          `question`; `official` for the released Geoperception suffixes; `words` for multiple choice without
+                    its choices, where the answer has to be the name itself
     style           `held_out` draws with fonts and colours that training figures do not have
     """
 
@@ -50,11 +51,12 @@ class Diagrams(Benchmark):
         levels: list[int] | None = None,
         seed: int = 0,
         size: tuple[int, int] = (224, 224),
-        prompt: Literal["question", "official"] = "question",
+        prompt: Literal["question", "official", "words"] = "question",
         style: Literal["default", "held_out", "clean"] = "default",
     ) -> None:
         self.tasks = list(TASKS) if tasks is None else sorted(set(tasks), key=_position)
         self.levels = list(LEVELS) if levels is None else sorted(set(levels))
+        self.prompt = prompt
         self._sources = {
             (task, level): source.Diagrams(
                 count=1 << 40,
@@ -104,6 +106,8 @@ class Diagrams(Benchmark):
         family = f"standin/{meta['family']}"
         # Tangram reports each of its elements; it is one task of the generator
         task = meta["predicate"].replace(" ", "_") if meta["family"] == "tangram" else meta["task"]
+        # two of Geoperception's tasks have their choices in the question itself
+        spoken = self.prompt == "words" and meta["family"] == "mathglance"
         return Item(
             id=sample.id,
             family=family,
@@ -113,8 +117,8 @@ class Diagrams(Benchmark):
             reference=sample.answer,
             target=sample.turns[-1].text,
             max_new_tokens=LONG_ANSWER if meta["family"] == "slow_perception" else SHORT_ANSWER,
-            chance=1 / len(meta["choices"]) if "choices" in meta else None,
-            meta={"predicate": meta["predicate"], "choices": meta.get("choices")},
+            chance=1 / len(meta["choices"]) if "choices" in meta and not spoken else None,
+            meta={"predicate": meta["predicate"], "choices": None if spoken else meta.get("choices")},
         )
 
     def score(self, raw: str, item: Item) -> Score:
@@ -129,6 +133,8 @@ def _geoperception(raw: str, item: Item) -> Score:
 def _mathglance(raw: str, item: Item) -> Score:
     if item.meta["predicate"] == "task_grd":
         return mathglance.grounding(raw, reference=tuple(item.reference))
+    if item.meta["choices"] is None:
+        return mathglance.word(raw, reference=item.target)
     return mathglance.choice(raw, reference=item.reference, options=lettered(item.meta["choices"]))
 
 

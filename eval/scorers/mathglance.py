@@ -20,6 +20,12 @@ def choice(raw: str, *, reference: str, options: dict[str, str]) -> Score:
     return Score(float(letter == reference), letter)
 
 
+def word(raw: str, *, reference: str) -> Score:
+    """Without options the answer has to be the name, whole and alone."""
+    found = tagged(raw).strip().rstrip(".").strip('"').lower()
+    return Score(float(found == reference.lower()), found or None)
+
+
 def grounding(raw: str, *, reference: Box) -> Score:
     found = box(tagged(raw))
     if found is None:

@@ -3,7 +3,7 @@
 import pytest
 
 from gnomon.eval.answer import lettered
-from gnomon.eval.scorers.mathglance import choice, grounding
+from gnomon.eval.scorers.mathglance import choice, grounding, word
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ def test_choice():
     assert choice("a circle", reference="B", options=options).value == 1
     assert choice("C", reference="B", options=options).value == 0
     assert choice("hm", reference="B", options=options).parsed is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [("kite", 1), (" Kite.", 1), ("<answer>kite</answer>", 1), ("a kite or a rhombus", 0), ("rhombus", 0), ("", 0)],
+)
+def test_word(raw, value):
+    assert word(raw, reference="kite").value == value

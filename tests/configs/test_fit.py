@@ -1,0 +1,48 @@
+"""Every run configuration and every overlay parses against the signatures that it configures."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from gnomon.train.parsing import FitCLI
+from gnomon.vlm.connectors.base import Bridge
+from gnomon.vlm.part import build
+from gnomon.vlm.save import from_config
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+MODEL = str(ROOT / "model" / "demo.yaml")
+RUNS = sorted(ROOT.glob("demo/*.yaml"))
+CONNECTORS = sorted(ROOT.glob("connectors/*.yaml"))
+
+
+def parse(*configs, out):
+    return FitCLI([*(word for config in configs for word in ("--config", str(config))), "--out", str(out)])
+
+
+@pytest.mark.parametrize("config", RUNS, ids=lambda path: path.stem)
+def test_a_run_makes_its_data_and_recipe(config, tmp_path):
+    cli = parse(MODEL, config, out=tmp_path)
+    cli.instantiate()
+    assert len(cli.config_init.data.train_source) > 0
+    stages = cli.config_init.recipe.stages()
+    assert stages and all(stage.rates for stage in stages)
+
+
+@pytest.mark.parametrize("overlay", CONNECTORS, ids=lambda path: path.stem)
+def test_a_connector_overlay_replaces_the_connector(overlay, tmp_path):
+    model = parse(MODEL, RUNS[0], overlay, out=tmp_path).plain()["model"]
+    connector = build(model["connector"], Bridge)
+    assert type(connector).__module__.endswith(f".{overlay.stem}")
+
+
+def test_the_demo_is_small_and_needs_no_network():
+    model = from_config(Path(MODEL))
+    assert sum(p.numel() for p in model.parameters()) <= 8_000_000
+    assert model.tokenizer.eos_token_id == 1
+    assert files("gnomon.configs").joinpath("demo/tokenizer/tokenizer.json").is_file()
+
+
+def test_no_yaml_is_left_out():
+    known = {"base", "connectors", "demo", "model", "checkpoints"}
+    assert {path.name for path in ROOT.iterdir() if path.is_dir()} <= known, "a new folder of configs needs a test here"
