@@ -64,7 +64,7 @@ def evaluate(argv: list[str]) -> int:
     options = {key: getattr(args, key) for key in ("tasks", "levels", "seed", "prompt", "style", "size")}
     given = {key: value for key, value in options.items() if value is not None}
     size = loaded.model.image.size
-    benchmarks = [names.make(name, given, defaults={} if size is None else {"size": size}) for name in args.benchmarks]
+    benchmarks = [names.make(name, given, defaults={} if size is None else {"size": _drawn(size)}) for name in args.benchmarks]
     try:
         result = work.evaluate(
             loaded,
@@ -161,6 +161,14 @@ def report(argv: list[str]) -> int:
     page(args.runs, args.out, examples=args.examples)
     print(f"wrote {args.out}")
     return 0
+
+
+def _drawn(size: tuple[int, int]) -> tuple[int, int]:
+    """A model that takes less than letters can be drawn at gets larger figures, scaled down like any image."""
+    from gnomon.data.sources.diagrams.source import LEAST_SIDE
+
+    scale = max(1.0, LEAST_SIDE / min(size))
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 def _names(text: str) -> list[str]:

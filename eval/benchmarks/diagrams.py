@@ -56,7 +56,7 @@ class Diagrams(Benchmark):
     ) -> None:
         self.tasks = list(TASKS) if tasks is None else sorted(set(tasks), key=_position)
         self.levels = list(LEVELS) if levels is None else sorted(set(levels))
-        self.prompt = prompt
+        self._named = prompt == "words"
         self._sources = {
             (task, level): source.Diagrams(
                 count=1 << 40,
@@ -107,7 +107,7 @@ class Diagrams(Benchmark):
         # Tangram reports each of its elements; it is one task of the generator
         task = meta["predicate"].replace(" ", "_") if meta["family"] == "tangram" else meta["task"]
         # two of Geoperception's tasks have their choices in the question itself
-        spoken = self.prompt == "words" and meta["family"] == "mathglance"
+        spoken = self._named and meta["family"] == "mathglance"
         return Item(
             id=sample.id,
             family=family,

@@ -14,7 +14,7 @@ from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.model import VLM
 from gnomon.vlm.save import save
 
-SIZE = 96
+SIZE = 112
 
 
 @pytest.fixture(scope="session")

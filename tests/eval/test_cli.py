@@ -56,7 +56,7 @@ def test_evaluate_prints_a_table_and_keeps_its_place(model_dir, capsys, tmp_path
 
 def test_figures_are_drawn_at_the_size_the_model_takes(model_dir, capsys, tmp_path):
     main(["evaluate", str(model_dir), *FAST, "--out", "a"])
-    assert "figures of 96x96" in capsys.readouterr().out
+    assert "figures of 112x112" in capsys.readouterr().out
     main(["evaluate", str(model_dir), *FAST, "--out", "b", "--size", "128x160"])
     assert "figures of 128x160" in capsys.readouterr().out
 

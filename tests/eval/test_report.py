@@ -44,7 +44,7 @@ class Balanced(HTMLParser):
 @pytest.fixture(scope="module")
 def run(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    benchmark = Diagrams(tasks=["angle", "parallel", "count"], size=(96, 96))
+    benchmark = Diagrams(tasks=["angle", "parallel", "count"], size=(112, 112))
     evaluate(open_model(str(model_dir), device="cpu"), [benchmark], out=folder / "eval", limit=4)
     lines = (folder / "eval" / ITEMS).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
@@ -91,7 +91,7 @@ def test_text_of_models_is_escaped(html):
 def test_the_pictures_are_those_that_were_asked_about(html):
     data = re.search(r'data:image/png;base64,([^"]+)', html)[1]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    benchmark = Diagrams(tasks=["angle", "parallel", "count"], size=(96, 96))
+    benchmark = Diagrams(tasks=["angle", "parallel", "count"], size=(112, 112))
     assert any(np.array_equal(shown, sample.images[0]) for sample in benchmark.examples(4))
 
 

@@ -25,7 +25,7 @@ def loaded(model_dir):
 
 
 def benchmark():
-    return Diagrams(tasks=TASKS, size=(96, 96))
+    return Diagrams(tasks=TASKS, size=(112, 112))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_larger_limit_goes_on(loaded, alone, tmp_path):
 
 def test_another_setting_is_refused(loaded, alone):
     with pytest.raises(ValueError, match="holds results of another setting"):
-        evaluate(loaded, [Diagrams(tasks=TASKS, size=(96, 96), seed=1)], out=alone.folder, limit=LIMIT)
+        evaluate(loaded, [Diagrams(tasks=TASKS, size=(112, 112), seed=1)], out=alone.folder, limit=LIMIT)
     with pytest.raises(ValueError, match="decode"):
         evaluate(loaded, [benchmark()], out=alone.folder, limit=LIMIT, max_new_tokens=3)
 
@@ -108,7 +108,7 @@ def dying(self, records):
         os.kill(os.getpid(), signal.SIGKILL)
 
 record.Journal.append = dying
-evaluate(open_model(model, device="cpu"), [Diagrams(tasks=tasks, size=(96, 96))], out=out, batch_size=5, limit=limit)
+evaluate(open_model(model, device="cpu"), [Diagrams(tasks=tasks, size=(112, 112))], out=out, batch_size=5, limit=limit)
 """
 
 

@@ -13,11 +13,11 @@ from gnomon.data.sources.diagrams.question import LETTERS, Question, Task, made,
 from gnomon.data.sources.diagrams.tiles import tiles
 
 Room = tuple[float, float]
-# Options come from one group, so that they are near misses of one another.
+# Options come from one group. At level 1 they differ in kind, later most are near misses of one another.
+_APART = ("scalene triangle", "square", "pentagon", "circle", "ellipse", "parallelogram")
 GROUPS = {
     "plane_geometry": (
-        polygons.TRIANGLES, polygons.QUADRILATERALS, tuple(polygons.REGULAR), shapes.ROUND,
-        ("scalene triangle", "square", "pentagon", "circle", "ellipse", "parallelogram"),
+        polygons.TRIANGLES, polygons.QUADRILATERALS, tuple(polygons.REGULAR), shapes.ROUND, _APART,
     ),
     "solid_geometry": (shapes.SOLIDS,),
     "graphs": (shapes.GRAPHS,),
@@ -33,7 +33,10 @@ def _make(dice: Dice, level: int, room: Room) -> tuple[Figure, Question]:
     # The options first and the answer uniformly among them: the text then says nothing about the answer.
     source = dice.pick(("plane_geometry", "plane_geometry", "plane_geometry", "solid_geometry", "graphs"))
     compound = level == 2 and source == "plane_geometry"
-    group = dice.pick(GROUPS[source][:2] if compound else GROUPS[source])
+    groups = GROUPS[source]
+    if source == "plane_geometry":
+        groups = {1: groups[3:], 2: groups[:2]}.get(level, groups)
+    group = dice.pick(groups)
     options = dice.sample(group, 4)
     kind = dice.pick(options)
     if compound:
