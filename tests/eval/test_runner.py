@@ -57,7 +57,7 @@ def test_the_record_says_what_was_done(loaded, alone):
     sample = samples[first.sample]
     assert first.image_sha256 == [runner.picture(load(sample.images[0]))]
     assert first.item == json.loads(json.dumps(asdict(bench.item(sample))))
-    assert first.visual_tokens == 36 and first.prompt_tokens > 36 and first.seconds_prefill > 0
+    assert first.visual_tokens == 49 and first.prompt_tokens > 36 and first.seconds_prefill > 0
     assert first.prompt == f"<|user|>{sample.turns[0].text}<|assistant|>"
     stopped = [record for record in records if record.finish == "length"]
     assert all(record.generated_tokens == 64 for record in stopped)
