@@ -15,7 +15,7 @@ demo: $(BASE)
 	$(RUN)/gnomon report runs/demo --out runs/demo/report.html
 
 test: $(TEST)
-	$(RUN)/python -m pytest -n 2 -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m "not slow and not gpu" tests
 
 test-slow: $(TEST)
 	$(RUN)/python -m pytest -m slow tests
