@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,8 @@ def _locate(path: str) -> tuple[str, str | None]:
             raise ValueError(f"language model {path!r}: the package has {len(files)} .gguf files, not 1; name a file")
         return str(files[0].parent), files[0].name
     if path.startswith("configs:"):
-        return str(resources.files("gnomon.configs").joinpath(path.removeprefix("configs:"))), None
+        places = [Path(place) / path.removeprefix("configs:") for place in import_module("gnomon.configs").__path__]
+        return str(next((place for place in places if place.exists()), places[0])), None
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise ValueError(f"language model {path!r} is not a file; correct the path")

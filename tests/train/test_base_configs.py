@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
 
 from gnomon.train.parsing import FitCLI
 
-BASE = files("gnomon.configs").joinpath("base")
+BASE = Path(__file__).resolve().parents[2] / "configs" / "base"
 NAMES = sorted(entry.name for entry in BASE.iterdir() if entry.name.endswith(".yaml"))
 
 
