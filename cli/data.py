@@ -16,10 +16,10 @@ def numbers(text: str) -> list[int]:
 
 def size(text: str) -> tuple[int, int]:
     """`224` or `160x240` (height x width)."""
-    sides = [int(part) for part in text.lower().split("x")]
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"size {text!r} is neither N nor HxW")
-    return sides[0], sides[-1]
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HxW; try 224 or 160x240")
+    return int(parts[0]), int(parts[-1])
 
 
 def source(args: argparse.Namespace, count: int) -> Source:
@@ -86,13 +86,15 @@ def make(args: argparse.Namespace) -> int:
 
     from gnomon.data.write_shards import write
 
+    # before the bar is drawn: a wrong option is told in one line
+    samples = source(args, args.count)
     rate = TextColumn("{task.fields[rate]:.0f}/s")
     with Progress(
         TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), transient=True
     ) as bar:
         task = bar.add_task("drawing", total=args.count, rate=0.0)
         written = write(
-            source(args, args.count),
+            samples,
             args.out,
             count=args.count,
             shard_size=args.shard_size,
