@@ -99,7 +99,7 @@ def make(args: argparse.Namespace) -> int:
             count=args.count,
             shard_size=args.shard_size,
             workers=args.workers,
-            on_progress=lambda done: bar.update(task, completed=done, rate=bar.tasks[0].speed or 0.0),
+            on_progress=lambda done, _total: bar.update(task, completed=done, rate=bar.tasks[0].speed or 0.0),
         )
     print(f"{args.count} samples in {len(written)} shards under {args.out}")
     return 0
