@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gnomon.data.image import load
 from gnomon.data.sample import IMAGE_MARK, Sample
 
 _LINE = 15
@@ -54,9 +55,7 @@ def _cell(sample: Sample, width: int) -> Image.Image:
 
 
 def _scaled(image: np.ndarray | Path | bytes, width: int) -> Image.Image:
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"cannot show an image given as {type(image).__name__}; decode it to an array first")
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(load(image))
     return picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 

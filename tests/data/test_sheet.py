@@ -27,8 +27,17 @@ def test_long_answers_make_the_sheet_taller(tmp_path):
     assert Image.open(contact_sheet([sample(0, "very " * 60)], tmp_path / "b.png")).height > short + 60
 
 
-def test_nothing_to_show_and_undecoded_images_are_refused(tmp_path):
+def test_nothing_to_show_and_what_is_no_image_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no samples"):
         contact_sheet([], tmp_path / "a.png")
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(ValueError, match="image"):
         contact_sheet([Sample(id="x", turns=(), images=(b"png",))], tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_encoded_images_are_shown_too(tmp_path):
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(picture)
+    images = (picture, picture.read_bytes())
+    sheet = Image.open(contact_sheet([Sample(id="x", turns=(), images=images)], tmp_path / "a.png")).convert("RGB")
+    assert sum(count for count, colour in sheet.getcolors(1 << 20) if colour == (255, 0, 0)) > 2 * 200 * 200
