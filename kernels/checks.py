@@ -1,0 +1,87 @@
+"""What every operator asks of its tensors, and how it refuses: one line with the value, the limit and the remedy.
+
+Layout of all operators: q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V). H, Hk and Hv may differ (grouped heads): each must
+divide the largest, and head h of the largest reads head h // (largest / own) of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def refuse(op: str, why: str, remedy: str) -> ValueError:
+    """The one voice: `raise refuse("gla", "mask None lets tokens see the future", "pass mask=CAUSAL")`."""
+    return ValueError(f"{op}: {why}; {remedy}")
+
+
+def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise refuse(op, f"{name} has shape {tuple(x.shape)}", "give (batch, tokens, heads, width)")
+        if 0 in x.shape:
+            raise refuse(op, f"{name} of shape {tuple(x.shape)} is empty", "give at least one of each")
+        if not x.dtype.is_floating_point:
+            raise refuse(op, f"{name} is {x.dtype}", "give a floating point tensor")
+        if x.dtype != q.dtype:
+            raise refuse(op, f"q is {q.dtype} but {name} is {x.dtype}", f"convert with {name}.to(q.dtype)")
+        if x.device != q.device:
+            raise refuse(op, f"q is on {q.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+        if x.shape[0] != q.shape[0]:
+            raise refuse(op, f"q has batch {q.shape[0]} but {name} {x.shape[0]}", "give one batch size")
+    if k.shape[1] != v.shape[1]:
+        raise refuse(op, f"k has {k.shape[1]} tokens but v {v.shape[1]}", "give one value per key")
+    if q.shape[3] != k.shape[3]:
+        raise refuse(op, f"q is {q.shape[3]} wide but k {k.shape[3]}", "give one width")
+    heads = max(x.shape[2] for x in (q, k, v))
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if heads % x.shape[2]:
+            raise refuse(
+                op, f"{name} has {x.shape[2]} heads, which do not divide {heads}", "use divisors of the largest"
+            )
+
+
+def check_scale(op: str, scale: float | None, width: int) -> float:
+    if scale is None:
+        return width**-0.5
+    if not math.isfinite(scale):
+        raise refuse(op, f"scale {scale} is not finite", "leave it out for width ** -0.5")
+    return float(scale)
+
+
+def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, heads: int) -> None:
+    """Tensors that go along with the queries or the keys: (B,T), (B,T,h) or (B,T,h,...), where h divides the heads."""
+    for name, x in tensors.items():
+        if tuple(x.shape[:2]) != tuple(of.shape[:2]):
+            raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"let it begin with {tuple(of.shape[:2])}")
+        if x.ndim > 2 and (x.shape[2] == 0 or heads % x.shape[2]):
+            raise refuse(op, f"{name} has {x.shape[2]} heads, which do not divide {heads}", "give one value per head")
+        if x.device != of.device:
+            raise refuse(op, f"q is on {of.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+
+
+def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise refuse(
+            op, f"cu_seqlens is {cu_seqlens.dtype} of {tuple(cu_seqlens.shape)}", "give integers 0, end, end, ..."
+        )
+    if x.shape[0] != 1:
+        raise refuse(op, f"cu_seqlens with a batch of {x.shape[0]}", "pack all sequences into one row")
+    ends = cu_seqlens.tolist()
+    if ends[0] != 0 or ends[-1] != x.shape[1] or any(size < 1 for size in cu_seqlens.diff().tolist()):
+        raise refuse(op, f"cu_seqlens {ends} does not cut the tokens of {name}", f"let it rise from 0 to {x.shape[1]}")
+
+
+def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    if set(given) != set(wanted):
+        raise refuse(op, f"state holds {sorted(given)}", f"give {sorted(wanted)}, as an earlier call returned it")
+    for name, x in wanted.items():
+        if given[name].shape != x.shape:
+            raise refuse(
+                op, f"state {name!r} has shape {tuple(given[name].shape)}", f"this call needs {tuple(x.shape)}"
+            )
+        if given[name].device != x.device:
+            raise refuse(op, f"q is on {x.device} but state {name!r} on {given[name].device}", "move the state")
