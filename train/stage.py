@@ -32,6 +32,8 @@ from gnomon.train.throughput import Flops
 from gnomon.train.trainer import extra_loggers, make_trainer
 from gnomon.vlm.freeze import Group, freeze
 from gnomon.vlm.model import VLM
+from gnomon.vlm.part import build
+from gnomon.vlm.reduction.base import TokenReducer
 from gnomon.vlm.save import from_config, load
 
 
@@ -99,7 +101,10 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
     given = cli.plain()["model"]
     checkpoint = given.pop("checkpoint")
     if start is not None or checkpoint is not None:
-        return load(start or checkpoint)
+        model = load(start or checkpoint)
+        if given["reducers"]:
+            model.reducers = [build(spec, TokenReducer) for spec in given["reducers"]]
+        return model
     return from_config(given)
 
 

@@ -10,13 +10,19 @@ Shapes: B rows, T tokens, S keys (cached and new), C width, H key heads, D head 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gnomon.vlm.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from gnomon.vlm.executor import LayerReduction
 
 Tables = list[tuple[Tensor, Tensor]]
 """The rotary (cos, sin) of every layer; layers of one kind share them."""
@@ -32,12 +38,9 @@ class Span:
 
     @classmethod
     def of(cls, layout: TokenLayout) -> Span:
-        if layout.position.dim() != 2:
-            raise ValueError(
-                f"positions of shape {tuple(layout.position.shape)}: the rotary tables of a text decoder take (B,T); "
-                "use a position policy with one axis"
-            )
-        return cls(layout.visible, layout.position, layout.document)
+        # of three axes the first counts time; windows go by that one
+        position = layout.position if layout.position.dim() == 2 else layout.position[0]
+        return cls(layout.visible, position, layout.document)
 
     def join(self, later: Span) -> Span:
         assert (self.document is None) == (later.document is None), "cached and new tokens disagree about documents"
@@ -57,6 +60,7 @@ class LayerCache:
     """Keys and values (B,H,S,D) of one layer, and the span of the tokens that they stem from.
 
     A layer with a window keeps the `window - 1` newest keys: as positions rise, the next token sees no others.
+    shift: how far its position ids are behind those of the first layer, where tokens left and the rest was renumbered.
     """
 
     def __init__(self, window: int | None) -> None:
@@ -64,6 +68,7 @@ class LayerCache:
         self.span: Span | None = None
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self.shift: Tensor | None = None
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Old and new keys and values, for the attention of the new tokens."""
@@ -89,7 +94,10 @@ class DecodeState:
         """Go on with these rows in this order: beams are reordered and doubled, finished rows leave."""
         # layers that hold the same tokens go on sharing one span
         spans = {cache.span: cache.span.at(rows) for cache in self.layers if cache.span is not None}
+        shifts = {cache.shift: cache.shift[..., rows] for cache in self.layers if cache.shift is not None}
         for cache in self.layers:
+            if cache.shift is not None:
+                cache.shift = shifts[cache.shift]
             if cache.span is not None:
                 cache.span = spans[cache.span]
                 cache.keys, cache.values = cache.keys.index_select(0, rows), cache.values.index_select(0, rows)
@@ -102,6 +110,7 @@ class View:
     """
 
     def __init__(self, hidden: Tensor, layout: TokenLayout, rotary: Callable[[Tensor, Tensor], Tables], additive: bool):
+        self.layout = layout
         self.queries = Span.of(layout)
         self.tables = rotary(hidden, layout.position)
         self.additive = hidden.dtype if additive else None
@@ -129,7 +138,8 @@ def attention_mask(queries: Span, keys: Span, window: int | None, *, plain: bool
     None when `plain` and nothing but causal order is asked for: kernels have a fast way for that, and HF does the same.
     """
     count, total = queries.visible.shape[1], keys.visible.shape[1]
-    windowed = window is not None and total >= window
+    # where tokens left, few keys may still reach far back
+    windowed = window is not None and (total >= window or bool((keys.position.amax(1) >= window).any()))
     if plain and keys.document is None and not windowed and count in (1, total) and bool(keys.visible.all()):
         return None
     index = torch.arange(total, device=keys.visible.device)
@@ -153,31 +163,65 @@ def decode(
     state: DecodeState | None = None,
     additive: bool = False,
     checkpointing: bool = False,
+    reduction: LayerReduction | None = None,
 ) -> Tensor:
     """(B,T,C) embeddings through all layers, before the final norm.
 
     windows: sliding window of each layer, None for full attention. rotary: hidden states and positions to tables.
-    additive: masks as floats to add (eager attention) and not as bool.
+    additive: masks as floats to add (eager attention) and not as bool. reduction: what leaves between layers; only for
+    whole sequences, that is in a prefill: later tokens find the caches as it left them.
     """
-    view = View(hidden, layout, rotary, additive)
-    for index, (layer, window) in enumerate(zip(layers, windows)):
+    views: dict[Tensor | None, View] = {}
+
+    def view(shift: Tensor | None) -> View:
+        """The tokens as layers with this shift see them."""
+        if shift not in views:
+            moved = layout if shift is None else replace(layout, position=layout.position - shift[..., None])
+            views[shift] = View(hidden, moved, rotary, additive)
+        return views[shift]
+
+    def inputs(index: int) -> dict[str, Any]:
         cache = None if state is None else state.layers[index]
-        mask, kept = view.mask(None if cache is None else cache.span, window)
-        inputs = {
+        seen = view(None if cache is None else cache.shift)
+        mask, _ = seen.mask(None if cache is None else cache.span, windows[index])
+        return {
             "attention_mask": mask,
-            "position_ids": layout.position,
-            "position_embeddings": view.tables[index],
+            "position_ids": seen.layout.position,
+            "position_embeddings": seen.tables[index],
             "past_key_values": state,
         }
-        if checkpointing:
-            hidden = checkpoint(layer, hidden, use_reentrant=False, **inputs)
-        else:
-            hidden = layer(hidden, **inputs)
+
+    if reduction is not None:
+        assert state is None or state.layers[0].span is None, "tokens leave in the prefill, not afterwards"
+        reduction.begin(hidden, layout)
+    start, recorded, shift = layout, [], None
+    for index, (layer, window) in enumerate(zip(layers, windows)):
+        if reduction is not None:
+            changed = reduction.apply(index, hidden, layout, recorded, partial(inputs, index))
+            if changed is not None:
+                hidden, layout = changed
+                views.clear()
+                shift = None if state is None else _shift(start, layout)
+        cache = None if state is None else state.layers[index]
+        given = inputs(index)
+        with (reduction.record(index) if reduction is not None else None) or nullcontext([]) as recorded:
+            if checkpointing:
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **given)
+            else:
+                hidden = layer(hidden, **given)
         # some layers of transformers 4 return a tuple
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if cache is not None:
-            cache.span = kept
+            cache.span = view(cache.shift).mask(cache.span, window)[1]
+            if shift is not None:
+                cache.shift = shift
     return hidden
+
+
+def _shift(first: TokenLayout, now: TokenLayout) -> Tensor | None:
+    """By how much the next token's position id is smaller; rows end with a real token in a prefill with caches."""
+    shift = first.position[..., -1] - now.position[..., -1]
+    return shift if bool(shift.any()) else None
 
 
 def _newest(length: int, window: int | None) -> slice:

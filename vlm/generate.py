@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gnomon.vlm.layout import Batch, TokenLayout
-from gnomon.vlm.model import VLM
+from gnomon.vlm.model import VLM, Seen
 
 
 @dataclass
@@ -70,6 +70,7 @@ def generate(
     seed: int | None = None,
     stop: tuple[int, ...] | None = None,
     on_token: Callable[[int, int], None] | None = None,
+    seen: list[Seen] | None = None,
 ) -> list[Generation]:
     """Continue every row of a left-padded batch.
 
@@ -78,6 +79,7 @@ def generate(
     seed         with a sample's id it fixes what is drawn for the sample, whatever else is in the batch
     stop         token ids that end a row; by default the tokenizer's end of sequence
     on_token     called with (row, token id) as tokens are chosen; not for beams
+    seen         what `model.see` made of the batch's images, to use it more than once
     """
     _check(batch, max_new_tokens, temperature, top_k, top_p, beams, on_token)
     tokenizer = model.tokenizer
@@ -90,7 +92,7 @@ def generate(
         draw = None if temperature == 0 else _Draw(_seeds(batch, seed), temperature, top_k, top_p)
         search = _Rows(rows, draw, frozenset(stop), max_new_tokens, on_token)
     with _evaluating(model):
-        prefill, steps = _run(model, batch, search)
+        prefill, steps = _run(model, batch, search, seen)
     generations = []
     for row, prompt in enumerate(batch.layout.visible.sum(1).tolist()):
         ids, finish, taken = search.endings[row]
@@ -100,13 +102,15 @@ def generate(
     return generations
 
 
-def _run(model: VLM, batch: Batch, search: Search) -> tuple[float, list[float]]:
+def _run(model: VLM, batch: Batch, search: Search, seen: list[Seen] | None) -> tuple[float, list[float]]:
     """The loop. Returns the seconds of the prefill, and those from there to the end of each step."""
     lm, device = model.lm, batch.ids.device
     start = _now(device)
-    embeds, layout = model.embed(batch)
     state = lm.new_state()
-    logits = lm.head(lm(embeds, layout, state)[:, -1])
+    read = model.read(batch, state, seen)
+    # later tokens count on from the first layer's positions; each layer knows how far its own are behind
+    layout = read.before
+    logits = lm.head(read.hidden[:, -1])
     prefilled, ends = _now(device), []
     while True:
         rows, tokens = search.step(logits)

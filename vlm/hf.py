@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,9 +29,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from gnomon.vlm.decoder import DecodeState, Tables, decode
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.part import Part
+from gnomon.vlm.scores import Projected
+
+if TYPE_CHECKING:
+    from gnomon.vlm.executor import LayerReduction
 
 SUPPORTED = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
 """Model types whose own forward the loop reproduces bit by bit; each is in the tests."""
+
+_WATCHED = "gnomon_watched"
 
 _LAYER_INPUTS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values"}
 
@@ -86,8 +94,17 @@ class CausalLM(Part, nn.Module):
         scale = _embedding_scale(self.model)
         return embeds if scale is None else embeds * torch.tensor(scale, dtype=embeds.dtype)
 
-    def forward(self, embeds: Tensor, layout: TokenLayout, state: DecodeState | None = None) -> Tensor:
-        """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen."""
+    def forward(
+        self,
+        embeds: Tensor,
+        layout: TokenLayout,
+        state: DecodeState | None = None,
+        reduction: LayerReduction | None = None,
+    ) -> Tensor:
+        """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen.
+
+        With a reduction the sequence becomes shorter on its way; `reduction.carry` shortens what goes along with it.
+        """
         hidden = decode(
             embeds,
             layout,
@@ -97,11 +114,17 @@ class CausalLM(Part, nn.Module):
             state=state,
             additive=self.attention == "eager",
             checkpointing=self.checkpointing and self.training and torch.is_grad_enabled() and state is None,
+            reduction=reduction,
         )
         return self.model.model.norm(hidden)
 
     def rotary(self, hidden: Tensor, position: Tensor) -> Tables:
         """The (cos, sin) of every layer, in the dtype and on the device of the hidden states."""
+        if position.dim() != 2:
+            raise ValueError(
+                f"positions of shape {tuple(position.shape)}: the rotary tables of a text decoder take (B,T); "
+                "use a position policy with one axis"
+            )
         tables = self.model.model.rotary_emb
         if "layer_type" not in inspect.signature(tables.forward).parameters:
             return [tables(hidden, position)] * len(self.layers)
@@ -118,6 +141,27 @@ class CausalLM(Part, nn.Module):
     def new_state(self) -> DecodeState:
         return DecodeState(self.windows)
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        return self.model.model.norm(hidden)
+
+    @contextmanager
+    def recording(self, index: int) -> Iterator[list[Projected]]:
+        """While layer `index` runs: its queries and keys with rotary applied, in the list once it has run."""
+        seen: list[Projected] = []
+        with _watched(self.layers[index], seen, run=True):
+            yield seen
+
+    @torch.no_grad()
+    def project(self, index: int, hidden: Tensor, inputs: dict[str, Any]) -> Projected:
+        """Queries and keys of a layer that is not run: its norm and its projections, and no attention."""
+        seen: list[Projected] = []
+        layer = self.layers[index]
+        with _watched(layer, seen, run=False), suppress(_Enough):
+            # some architectures normalise behind the attention instead
+            norm = getattr(layer, "input_layernorm", nn.Identity())
+            layer.self_attn(norm(hidden), **{**inputs, "past_key_values": None})
+        return seen[0]
+
     def spec(self) -> dict[str, Any]:
         """Rebuilds the architecture wherever the weights came from; the tokenizer is saved beside the weights."""
         config = self.model.config.to_dict()
@@ -127,6 +171,35 @@ class CausalLM(Part, nn.Module):
         config["dtype"] = str(self.model.dtype).removeprefix("torch.")
         args = {"config": config, "attention": self.attention, "checkpointing": self.checkpointing}
         return {**super().spec(), "init_args": args}
+
+
+class _Enough(Exception):
+    """Queries and keys are known, the rest of the attention is not wanted."""
+
+
+@contextmanager
+def _watched(layer: nn.Module, seen: list[Projected], *, run: bool) -> Iterator[None]:
+    """The attention of one layer goes by way of us: through transformers' own registry, to the same kernel as ever."""
+    attention, config = layer.self_attn, layer.self_attn.config
+    own = config._attn_implementation
+    eager = sys.modules[type(attention).__module__].eager_attention_forward
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+
+    def watch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any):
+        if not seen:
+            scale = options.get("scaling")
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            seen.append(Projected(query.detach(), key.detach(), scale, options.get("softcap")))
+        if not run:
+            raise _Enough
+        return kernel(module, query, key, value, mask, **options)
+
+    AttentionInterface.register(_WATCHED, watch)
+    config._attn_implementation = _WATCHED
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def _pretrained(path: str, dtype: torch.dtype | None, attention: str) -> nn.Module:

@@ -9,10 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gnomon.vlm.plan import ReductionPlan
 
 IGNORE = -100
 """Label of a position that is not trained on (torch's default ignore_index)."""
@@ -25,12 +28,12 @@ class Kind(IntEnum):
     GEOMETRY = 3
 
 
-class _Movable:
+class Movable:
     """A dataclass of tensors that moves as one."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False):
         def move(value: Any) -> Any:
-            if isinstance(value, (Tensor, _Movable)):
+            if isinstance(value, (Tensor, Movable)):
                 return value.to(device, non_blocking=non_blocking)
             if isinstance(value, list):
                 return [move(item) for item in value]
@@ -40,7 +43,7 @@ class _Movable:
 
 
 @dataclass
-class TokenLayout(_Movable):
+class TokenLayout(Movable):
     """What stands at every position of a batch of sequences.
 
     kind      (B,T) long          Kind
@@ -81,26 +84,30 @@ class TokenLayout(_Movable):
 
 
 @dataclass
-class Features(_Movable):
+class Features(Movable):
     """What an encoder or a bridge yields for I images: padded tokens, and the grid each image has.
 
     tokens  (I,N,C)      raster order, zeros after an image's last token
     grid    I x (h,w)    h*w tokens of image i are real
-    The rest is there when a method asks for it, aligned with `tokens` along (I,N).
+    plan                 how the tokens were made of the grid's cells; None: one per cell
+    The rest is there when a method asks for it, aligned with `tokens` along (I,N). See ReduceContext.
     """
 
     tokens: Tensor
     grid: list[tuple[int, int]]
+    plan: ReductionPlan | None = None
     cls: Tensor | None = None
     keys: Tensor | None = None
-    scores: Tensor | None = None
+    saliency: Tensor | None = None
+    wide_keys: Tensor | None = None
+    wide_saliency: Tensor | None = None
     xyz: Tensor | None = None
     confidence: Tensor | None = None
     camera: Tensor | None = None
 
     @property
     def counts(self) -> list[int]:
-        return [h * w for h, w in self.grid]
+        return [h * w for h, w in self.grid] if self.plan is None else self.plan.counts.tolist()
 
     @property
     def valid(self) -> Tensor:
@@ -108,9 +115,45 @@ class Features(_Movable):
         counts = torch.tensor(self.counts, device=self.tokens.device)
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < counts[:, None]
 
+    def cells(self) -> Tensor:
+        """(I,N,2) row and column of each token of images of one size; of a merged one, the mean over its sources."""
+        (h, w), device = self.grid[0], self.tokens.device
+        assert all(grid == (h, w) for grid in self.grid), "cells of images of several sizes"
+        cells = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device)).float()
+        cells = cells.view(1, h * w, 2).expand(len(self.grid), -1, -1)
+        return cells if self.plan is None else self.plan.average(cells)
+
+    def merged(self, side: int) -> Features:
+        """What is known of blocks of side x side cells of images of one size: the mean over each block."""
+        if self.plan is not None:
+            raise ValueError("tokens that left inside the encoder cannot be merged into blocks; use another connector")
+        h, w = self.grid[0]
+
+        def pool(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            flat = values if values.dim() == 3 else values[..., None]
+            blocks = flat.unflatten(1, (h // side, side, w // side, side)).mean((2, 4)).flatten(1, 2)
+            return blocks if values.dim() == 3 else blocks[..., 0]
+
+        names = ("tokens", "keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence")
+        pooled = {name: pool(getattr(self, name)) for name in names}
+        return replace(self, **pooled, grid=[(h // side, w // side)] * len(self.grid), cls=None)
+
+    def reduced(self, plan: ReductionPlan) -> Features:
+        """These features after one more plan; what is aligned with the tokens goes along with their anchors."""
+        whole = plan if self.plan is None else self.plan.then(plan, self.grid[0][0] * self.grid[0][1])
+        index = plan.anchor.clamp(max=self.tokens.shape[1] - 1)
+        aligned = {}
+        for name in ("keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence"):
+            value = getattr(self, name)
+            if value is not None:
+                aligned[name] = value[torch.arange(len(index), device=index.device)[:, None], index]
+        return replace(self, tokens=plan.apply(self.tokens), plan=whole, **aligned)
+
 
 @dataclass
-class Batch(_Movable):
+class Batch(Movable):
     """What collation hands to the model.
 
     ids     (B,T) long     token ids; any valid id at image and pad positions

@@ -8,16 +8,22 @@ Shapes: B rows, T tokens, I images, N visual tokens, C width of the language mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnomon.vlm.connectors.base import Bridge
+from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
+from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, place, policy, reduce_images
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
+from gnomon.vlm.reduction.base import Stage, TokenReducer
+from gnomon.vlm.rewrite import Rewrite
 
 
 @dataclass
@@ -29,11 +35,37 @@ class Output:
     layout: TokenLayout
 
 
+@dataclass
+class Seen:
+    """The images of one size in a batch: which ones, the encoder's features, and their pixels in 0..1."""
+
+    members: list[int]
+    features: Features
+    pixels: Tensor
+
+
+@dataclass
+class Read:
+    """A batch behind the last layer. `before` and `after` are the layouts of the language model's two ends."""
+
+    hidden: Tensor
+    before: TokenLayout
+    after: TokenLayout
+    rewrites: list[Rewrite]
+
+    def carry(self, tensor: Tensor, pad: int | bool) -> Tensor:
+        """A side tensor of the batch as the hidden states have it."""
+        for rewrite in self.rewrites:
+            tensor = rewrite.carry(tensor, pad)
+        return tensor
+
+
 class VLM(nn.Module):
     """A vision encoder, a connector and a language model, joined by a token layout.
 
     image: `size` (H,W) with `fit` resize, pad or crop; or no size with `fit: native`. See ImageSpec.
     template: name of the chat template, see data/template.py.
+    reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
     """
 
     def __init__(
@@ -48,6 +80,7 @@ class VLM(nn.Module):
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
         template: str = "chatml",
+        reducers: Sequence[TokenReducer] = (),
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
@@ -61,6 +94,7 @@ class VLM(nn.Module):
             std=tuple(image_std),
         )
         self.template = template
+        self.reducers = list(reducers)
         self.register_buffer("mean", torch.tensor(self.image.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image.std).view(3, 1, 1), persistent=False)
 
@@ -68,37 +102,102 @@ class VLM(nn.Module):
     def tokenizer(self):
         return self.lm.tokenizer
 
-    def encode(self, images: list[Tensor]) -> Features:
-        """(3,H,W) uint8 images of any mix of sizes to connected features; one encoder call per distinct size."""
+    @property
+    def active(self) -> list[TokenReducer]:
+        """The reducers that change anything."""
+        return [reducer for reducer in self.reducers if not reducer.idle()]
+
+    def see(self, images: list[Tensor], reducers: Sequence[TokenReducer] | None = None) -> list[Seen]:
+        """(3,H,W) uint8 images of any mix of sizes to the encoder's features; one encoder call per distinct size.
+
+        reducers: what asks the encoder for more than features; by default the model's own.
+        """
+        reducers = self.active if reducers is None else reducers
+        want = frozenset(name for reducer in reducers for name in reducer.needs)
+        early = [r for r in reducers if r.stage in (Stage.PIXEL, Stage.VIT_LAYER)]
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             sizes.setdefault((image.shape[1], image.shape[2]), []).append(i)
         groups = []
         for members in sizes.values():
-            pixels = torch.stack([images[i] for i in members]).to(self.mean.device)
-            pixels = ((pixels.float() / 255 - self.mean.float()) / self.std.float()).to(_dtype(self.encoder))
-            seen = self.encoder(pixels)
-            seen.tokens = seen.tokens.to(_dtype(self.connector, default=seen.tokens.dtype))
-            groups.append(self.connector({"vision": seen}))
-        if len(groups) == 1:
-            return groups[0]
-        return _interleave(groups, list(sizes.values()))
+            pixels = torch.stack([images[i] for i in members]).to(self.mean.device).float() / 255
+            normal = ((pixels - self.mean.float()) / self.std.float()).to(_dtype(self.encoder))
+            if early:
+                features = self.encoder.reduced(normal, pixels, early, want)
+            else:
+                features = self.encoder(normal, want) if want else self.encoder(normal)
+            groups.append(Seen(members, features, pixels))
+        return groups
 
-    def embed(self, batch: Batch) -> tuple[Tensor, TokenLayout]:
-        """Text embeddings with the images' features put in their places."""
-        embeds = self.lm.embed(batch.ids)
-        layout = batch.layout
+    def connect(self, seen: Seen, names: Sequence[str] = (), image: Tensor | None = None) -> Features:
+        """Features at the language model's width, of the images of one size, reduced on both sides of the connector.
+
+        names and image (the images' numbers in their rows) are for the reducers. A connector that merges cells needs
+        them all: then what acts before it acts behind it, on the merged cells.
+        """
+        features = seen.features
+        before = [r for r in self.active if r.stage is Stage.POST_ENCODER]
+        after = [r for r in self.active if r.stage is Stage.POST_PROJECTOR]
+        if self.connector.merge > 1:
+            before, after = [], before + after
+            features = features.merged(self.connector.merge) if after else features
+        reduce = partial(reduce_images, names=list(names), pixels=seen.pixels, image=image)
+        for reducer in before:
+            features = reduce(reducer, features)
+        source = seen.features if self.connector.merge > 1 else features
+        tokens = source.tokens.to(_dtype(self.connector, default=source.tokens.dtype))
+        connected = self.connector({"vision": replace(source, tokens=tokens)})
+        features = replace(features, tokens=connected.tokens, grid=connected.grid)
+        for reducer in after:
+            features = reduce(reducer, features)
+        return features
+
+    def encode(self, images: list[Tensor]) -> Features:
+        """Images to connected features, none of them reduced."""
+        assert not self.active
+        groups = self.see(images)
+        connected = [self.connect(seen) for seen in groups]
+        if len(connected) == 1:
+            return connected[0]
+        return _interleave(connected, [seen.members for seen in groups])
+
+    def embed(self, batch: Batch, seen: list[Seen] | None = None) -> tuple[Tensor, TokenLayout, Rewrite | None]:
+        """Text embeddings with the images' features in their places, and what became of the sequence if it was reduced.
+
+        seen: what `see` made of the batch's images, to use it more than once.
+        """
+        embeds, layout = self.lm.embed(batch.ids), batch.layout
         if not batch.pixels:
-            return self._touch_vision(embeds), layout
-        features = self.encode(batch.pixels)
-        visual = features.tokens[features.valid]
-        slots = layout.is_image
+            return self._touch_vision(embeds), layout, None
+        groups = self.see(batch.pixels) if seen is None else seen
+        outside = [r for r in self.active if r.stage is not Stage.LLM_LAYER]
+        if not outside:
+            return self._fill(embeds, batch, [(g.members, self.connect(g)) for g in groups]), layout, None
+        names, number = image_names(layout, batch.samples), image_numbers(layout)
+        if len(names) != len(batch.pixels):
+            raise ValueError(
+                f"the batch has slots for {len(names)} images and {len(batch.pixels)} images (samples "
+                f"{', '.join(batch.samples)}); use the model's own processor"
+            )
+        in_row = layout.image[number >= 0][_first_of(number[number >= 0], len(names))]
+        connected = [
+            (group.members, self.connect(group, [names[i] for i in group.members], in_row[group.members]))
+            for group in groups
+        ]
+        embeds, rewrite = place(embeds, layout, connected, policy(outside[0], layout, inside=False))
+        return embeds, rewrite.layout, rewrite
+
+    def _fill(self, embeds: Tensor, batch: Batch, connected: list[tuple[list[int], Features]]) -> Tensor:
+        """Every token of every image in its slot."""
+        groups = [features for _, features in connected]
+        features = groups[0] if len(groups) == 1 else _interleave(groups, [members for members, _ in connected])
+        visual, slots = features.tokens[features.valid], batch.layout.is_image
         if int(slots.sum()) != visual.shape[0]:
             raise ValueError(
                 f"the batch has {int(slots.sum())} image slots but its {len(batch.pixels)} images make "
                 f"{visual.shape[0]} tokens (samples {', '.join(batch.samples)}); use the model's own processor"
             )
-        return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype)), layout
+        return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
 
     def _touch_vision(self, embeds: Tensor) -> Tensor:
         """Run the vision path on one blank cell, times zero: ranks that shard or average it must all execute it."""
@@ -106,22 +205,45 @@ class VLM(nn.Module):
             return embeds
         size = self.image.size or (self.image.cell, self.image.cell)
         blank = torch.zeros(3, *size, dtype=torch.uint8, device=embeds.device)
-        return embeds + 0 * self.encode([blank]).tokens.sum().to(embeds.dtype)
+        features = self.see([blank], [])[0].features
+        tokens = features.tokens.to(_dtype(self.connector, default=features.tokens.dtype))
+        tokens = self.connector({"vision": replace(features, tokens=tokens)}).tokens
+        return embeds + 0 * tokens.sum().to(embeds.dtype)
+
+    def read(self, batch: Batch, state: DecodeState | None = None, seen: list[Seen] | None = None) -> Read:
+        """Everything up to the head: the hidden states of the whole sequence, and its layout before and after the layers."""
+        embeds, layout, rewrite = self.embed(batch, seen)
+        acting = [r for r in self.active if r.stage is Stage.LLM_LAYER]
+        rewrites = [] if rewrite is None else [rewrite]
+        if not acting or not batch.pixels:
+            return Read(self.lm(embeds, layout, state), layout, layout, rewrites)
+        reduction = LayerReduction(acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers))
+        hidden = self.lm(embeds, layout, state, reduction)
+        after = reduction.rewrites[-1].layout if reduction.rewrites else layout
+        return Read(hidden, layout, after, rewrites + reduction.rewrites)
 
     def forward(self, batch: Batch, *, at: Tensor | None = None) -> Output:
         """Next-token logits at the positions `at` (B,T bool); everywhere when None, as (B,T,V)."""
-        embeds, layout = self.embed(batch)
-        hidden = self.lm(embeds, layout)
-        following = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+        read = self.read(batch)
+        hidden = read.hidden
+        following = read.carry(F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE), IGNORE)
         if at is not None:
+            at = read.carry(at, False)
             hidden, following = hidden[at], following[at]
-        return Output(self.lm.head(hidden), following, layout)
+        return Output(self.lm.head(hidden), following, read.after)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the cross entropy over the supervised tokens, and their number."""
         at = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1))
         output = self(batch, at=at)
-        return F.cross_entropy(output.logits.float(), output.labels, reduction="sum"), at.sum()
+        count = torch.as_tensor(output.labels.numel(), device=at.device)
+        return F.cross_entropy(output.logits.float(), output.labels, reduction="sum"), count
+
+
+def _first_of(number: Tensor, count: int) -> Tensor:
+    """(count,) where each of the numbers 0..count-1 comes first."""
+    place = torch.arange(len(number), device=number.device)
+    return number.new_full((count,), len(number)).scatter_reduce(0, number, place, "amin")
 
 
 def _dtype(module: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:

@@ -29,6 +29,7 @@ from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.model import VLM
 from gnomon.vlm.part import build
+from gnomon.vlm.reduction.base import TokenReducer
 
 FORMAT = 1
 """Raised when a directory of today can no longer be read by the code of yesterday."""
@@ -88,7 +89,8 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
     for name in _FAMILIES:
         if not isinstance(source.get(name), dict) or "class_path" not in source[name]:
             raise ValueError(f"the model's {name} needs a class_path and init_args, not {source.get(name)!r}")
-    parts = {name: build(source[name], family) for name, family in _FAMILIES.items()}
+    parts: dict[str, Any] = {name: build(source[name], family) for name, family in _FAMILIES.items()}
+    parts["reducers"] = [build(spec, TokenReducer) for spec in source.get("reducers") or ()]
     return VLM(**{**source, **parts})
 
 
@@ -140,6 +142,7 @@ def describe(model: VLM) -> dict[str, Any]:
         "image_mean": list(image.mean),
         "image_std": list(image.std),
         "template": model.template,
+        "reducers": [reducer.spec() for reducer in model.reducers],
     }
 
 

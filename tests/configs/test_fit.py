@@ -12,6 +12,7 @@ from gnomon.vlm.save import from_config
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 MODEL = str(ROOT / "model" / "demo.yaml")
 RUNS = sorted(ROOT.glob("demo/*.yaml"))
+REDUCTIONS = sorted(ROOT.glob("reduction/*.yaml"))
 CONNECTORS = sorted(ROOT.glob("connectors/*.yaml"))
 
 
@@ -35,6 +36,19 @@ def test_a_connector_overlay_replaces_the_connector(overlay, tmp_path):
     assert type(connector).__module__.endswith(f".{overlay.stem}")
 
 
+@pytest.mark.parametrize("overlay", REDUCTIONS, ids=lambda path: path.stem)
+def test_a_reduction_overlay_names_its_reducer(overlay, tmp_path):
+    model = parse(MODEL, RUNS[0], overlay, out=tmp_path).plain()["model"]
+    model.pop("checkpoint")
+    reducers = from_config(model).reducers
+    assert type(reducers[-1]).__module__.endswith(f".{overlay.stem}")
+
+
+def test_every_reducer_has_an_overlay():
+    files = {path.stem for path in (ROOT.parent / "vlm" / "reduction").glob("*.py")} - {"base"}
+    assert files == {path.stem for path in REDUCTIONS}
+
+
 def test_the_demo_is_small_and_needs_no_network():
     model = from_config(Path(MODEL))
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
@@ -42,5 +56,5 @@ def test_the_demo_is_small_and_needs_no_network():
 
 
 def test_no_yaml_is_left_out():
-    known = {"base", "connectors", "demo", "model", "checkpoints"}
+    known = {"base", "connectors", "demo", "model", "checkpoints", "reduction"}
     assert {path.name for path in ROOT.iterdir() if path.is_dir()} <= known, "a new folder of configs needs a test here"

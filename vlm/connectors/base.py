@@ -11,7 +11,8 @@ from gnomon.vlm.part import Part
 class Bridge(Part, nn.Module):
     """Constructor arguments are the options; `setup` makes the layers once the widths around it are known.
 
-    `merge` is how many cells per side become one token (pixel shuffle); 1 leaves the grid alone.
+    `merge` is how many cells per side become one token (pixel shuffle); 1 leaves the grid alone and takes each token by
+    itself, wherever in the grid it is (`Features.cells`): tokens may then leave before the connector.
     """
 
     merge: int = 1

@@ -35,15 +35,18 @@ class CoordMLP(Bridge):
     def forward(self, parts: dict[str, Features]) -> Features:
         vision = parts["vision"]
         tokens = vision.tokens
-        where = tokens.new_zeros(*tokens.shape[:2], 2 * (1 + 2 * self.octaves))
-        for i, (h, w) in enumerate(vision.grid):
-            where[i, : h * w] = self.coordinates(h, w).to(tokens)
-        return replace(vision, tokens=self.layers(torch.cat([tokens, where], -1)))
+        if vision.plan is not None:
+            where = self.coordinates(vision.cells(), vision.grid[0])
+        else:
+            where = tokens.new_zeros(*tokens.shape[:2], 2 * (1 + 2 * self.octaves))
+            for i, (h, w) in enumerate(vision.grid):
+                cells = torch.cartesian_prod(torch.arange(h), torch.arange(w))
+                where[i, : h * w] = self.coordinates(cells, (h, w)).to(tokens)
+        return replace(vision, tokens=self.layers(torch.cat([tokens, where.to(tokens)], -1)))
 
-    def coordinates(self, h: int, w: int) -> Tensor:
-        """(h*w, 2 + 4 octaves), raster order."""
-        v = (torch.arange(h) + 0.5) / h * 2 - 1
-        u = (torch.arange(w) + 0.5) / w * 2 - 1
-        plain = torch.stack([u.expand(h, w), v[:, None].expand(h, w)], -1).flatten(0, 1)
-        angles = plain[..., None] * math.pi * 2.0 ** torch.arange(self.octaves)
-        return torch.cat([plain, angles.sin().flatten(1), angles.cos().flatten(1)], -1)
+    def coordinates(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(...,2) row and column, whole or not, to (..., 2 + 4 octaves)."""
+        h, w = grid
+        plain = torch.stack([(cells[..., 1] + 0.5) / w, (cells[..., 0] + 0.5) / h], -1) * 2 - 1
+        angles = plain[..., None] * math.pi * 2.0 ** torch.arange(self.octaves, device=cells.device)
+        return torch.cat([plain, angles.sin().flatten(-2), angles.cos().flatten(-2)], -1)

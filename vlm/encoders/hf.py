@@ -70,7 +70,7 @@ class HFVision(Encoder):
             config.pop(key, None)
         return {**super().spec(), "init_args": {"config": config, "layer": self.layer}}
 
-    def forward(self, pixels: Tensor) -> Features:
+    def forward(self, pixels: Tensor, want: frozenset[str] = frozenset()) -> Features:
         height, width = pixels.shape[2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"image size {(height, width)} is not a multiple of the patch's {self.stride}; round it")

@@ -78,7 +78,7 @@ class Timm(Encoder):
                 module.eval()
         return self
 
-    def forward(self, pixels: Tensor) -> Features:
+    def forward(self, pixels: Tensor, want: frozenset[str] = frozenset()) -> Features:
         size = (pixels.shape[2], pixels.shape[3])
         if self.fixed and size != self.fixed:
             raise ValueError(f"image size {size} does not fit this encoder: it takes {self.fixed} only; set image_size")

@@ -10,7 +10,7 @@ from gnomon.vlm.layout import Features
 
 
 def test_coordinates_of_a_two_by_one_grid():
-    found = CoordMLP(octaves=1).coordinates(2, 1)
+    found = CoordMLP(octaves=1).coordinates(torch.tensor([[0, 0], [1, 0]]), (2, 1))
     # one column: u = 0; two rows: v = -1/2, 1/2
     expected = [[0, -0.5, 0, math.sin(-math.pi / 2), 1, 0], [0, 0.5, 0, math.sin(math.pi / 2), 1, 0]]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)

@@ -1,0 +1,300 @@
+"""The executor: makes the contexts that reducers plan from, and carries their plans out, so that no method has to.
+
+Images are reduced around the connector (`reduce_images`, `place`), rows of a batch between decoder layers
+(`LayerReduction`). Groups of equal size share a context, so a method never sees padding.
+
+Shapes: B rows, T positions, I images, G groups, N tokens of a group, Q text tokens, R asking rows, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gnomon.vlm.decoder import Span
+from gnomon.vlm.layout import Features, Kind, TokenLayout
+from gnomon.vlm.plan import Position, ReductionPlan
+from gnomon.vlm.reduction.base import ReduceContext, TokenReducer
+from gnomon.vlm.rewrite import Placed, Rewrite, rewrite
+from gnomon.vlm.scores import Projected, rows
+
+_TAPPED = ("saliency", "keys", "wide_saliency", "wide_keys", "cls", "xyz")
+
+
+def reduce_images(reducer: TokenReducer, features: Features, *, names: list[str], pixels: Tensor, image: Tensor) -> Features:
+    """Features of images of one size with the reducer's plan carried out; `image` (G,) is their number in their row."""
+    count = features.tokens.shape[1]
+    needs = reducer.needs
+    if "grid" in needs and features.plan is not None:
+        raise ValueError(f"{type(reducer).__name__} needs a whole grid, but a reducer before it thinned it out; swap them")
+    ctx = ReduceContext(
+        feats=features.tokens,
+        names=names,
+        cell=features.cells().round().long(),
+        image=image[:, None].expand(-1, count),
+        grid=features.grid[0] if features.plan is None else None,
+        pixels=pixels if "pixels" in needs else None,
+        **{name: getattr(features, name) for name in _TAPPED if name in needs},
+    )
+    missing = sorted(name for name in needs if name in _TAPPED and name != "cls" and getattr(ctx, name) is None)
+    if missing:
+        raise ValueError(f"{type(reducer).__name__} needs {', '.join(missing)}, which the model or the data does not give")
+    plan = reducer.plan(ctx)
+    return features.reduced(plan)
+
+
+def place(
+    embeds: Tensor, layout: TokenLayout, groups: Sequence[tuple[list[int], Features]], position: Position
+) -> tuple[Tensor, Rewrite]:
+    """Reduced features in the places of their images; `groups` are numbers of images and their features."""
+    grid: dict[int, tuple[int, int]] = {i: g for members, features in groups for i, g in zip(members, features.grid)}
+    slots = image_slots(layout, [grid[i] for i in range(len(grid))])
+    placed = [
+        Placed(slots[members][:, : features.grid[0][0] * features.grid[0][1]], _plan(features))
+        for members, features in groups
+    ]
+    new = rewrite(layout, placed, position)
+    return new.fill(embeds, torch.cat([features.tokens.flatten(0, 1) for _, features in groups])), new
+
+
+def _plan(features: Features) -> ReductionPlan:
+    if features.plan is not None:
+        return features.plan
+    return ReductionPlan.identity(len(features.grid), features.tokens.shape[1], features.tokens.device)
+
+
+def image_slots(layout: TokenLayout, grid: list[tuple[int, int]]) -> Tensor:
+    """(I,N) the flat position of every cell of every image in raster order, -1 for cells that are not in the sequence."""
+    slots = torch.full((len(grid), max(h * w for h, w in grid)), -1, device=layout.kind.device)
+    flat = (layout.is_image & (layout.cell[..., 0] >= 0)).flatten().nonzero()[:, 0]
+    number = image_numbers(layout).flatten()[flat]
+    columns = torch.tensor([w for _, w in grid], device=flat.device)
+    cell = layout.cell.flatten(0, 1)[flat]
+    slots[number, cell[:, 0] * columns[number] + cell[:, 1]] = flat
+    return slots
+
+
+def image_numbers(layout: TokenLayout) -> Tensor:
+    """(B,T) the number of each token's image in the batch; -1 elsewhere."""
+    per_row = layout.image.amax(1) + 1
+    offset = per_row.cumsum(0) - per_row
+    return torch.where(layout.image >= 0, layout.image + offset[:, None], -1)
+
+
+def sample_numbers(layout: TokenLayout) -> Tensor:
+    """(B,T) the number of each token's sample in the batch: its row, or, packed, its document."""
+    if layout.document is None:
+        return torch.arange(len(layout.kind), device=layout.kind.device)[:, None].expand(layout.shape)
+    begins = layout.visible.clone()
+    begins[:, 1:] &= (layout.document[:, 1:] != layout.document[:, :-1]) | ~layout.visible[:, :-1]
+    return begins.flatten().long().cumsum(0).view(layout.shape) - 1
+
+
+def image_names(layout: TokenLayout, samples: Sequence[str]) -> list[str]:
+    """What stands for each image of the batch in a random choice: its sample and its number there."""
+    image, sample = image_numbers(layout).flatten(), sample_numbers(layout).flatten()
+    number = image.new_zeros(int(image.max()) + 1)
+    number[image[image >= 0]] = sample[image >= 0]
+    seen: dict[int, int] = {}
+    names = []
+    for owner in number.tolist():
+        seen[owner] = seen.get(owner, -1) + 1
+        names.append(f"{samples[owner] if owner < len(samples) else owner}#{seen[owner]}")
+    return names
+
+
+def policy(reducer: TokenReducer, layout: TokenLayout, *, inside: bool) -> Position:
+    """The reducer's own choice of position ids, or what its place in the model asks for."""
+    if reducer.position is not None:
+        return reducer.position
+    return "keep" if inside or layout.position.dim() == 3 else "repack"
+
+
+class Probe(Protocol):
+    """How to look at a decoder's layers; hf.py has one. windows: of each layer, None for full attention."""
+
+    windows: Sequence[int | None]
+
+    def recording(self, index: int) -> AbstractContextManager[list[Projected]]:
+        """While layer `index` runs: its queries and keys, in the list once it has run."""
+
+    def project(self, index: int, hidden: Tensor, inputs: dict[str, Any]) -> Projected:
+        """Queries and keys of a layer that is not run."""
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the final norm."""
+
+
+class LayerReduction:
+    """The reducers that act between decoder layers, during one prefill.
+
+    samples: their ids, row by row (packed: document by document).
+    """
+
+    def __init__(self, reducers: Sequence[TokenReducer], *, samples: Sequence[str], probe: Probe, depth: int) -> None:
+        self.reducers, self.samples, self.probe = list(reducers), samples, probe
+        self.rewrites: list[Rewrite] = []
+        self._recorded: list[Projected] = []
+        for reducer in self.reducers:
+            if max(reducer.layers) >= depth:
+                raise ValueError(
+                    f"{type(reducer).__name__} acts before layer {max(reducer.layers)}, but the language model has "
+                    f"{depth} layers, 0 to {depth - 1}; choose other layers"
+                )
+        layers = [layer for reducer in self.reducers for layer in reducer.layers]
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"reducers act before layers {sorted(layers)}: two at one layer; give one of them another")
+
+    def begin(self, hidden: Tensor, layout: TokenLayout) -> None:
+        """What the first layer gets."""
+        self._hidden, self._layout = hidden, layout
+        self._full = torch.bincount(_group_ids(layout), minlength=int(sample_numbers(layout).max()) + 1)
+
+    def record(self, index: int) -> AbstractContextManager[list[Projected]] | None:
+        """How to run layer `index`, when a reducer behind it wants to know its attention."""
+        wanted = any(
+            index + 1 in r.layers and r.score == "previous" and r.needs & {"rows", "head_rows", "lm_keys"}
+            for r in self.reducers
+        )
+        return self.probe.recording(index) if wanted else None
+
+    def apply(
+        self, index: int, hidden: Tensor, layout: TokenLayout, seen: list[Projected], inputs: Callable[[], dict[str, Any]]
+    ) -> tuple[Tensor, TokenLayout] | None:
+        """The sequence that layer `index` gets; None: as it is. seen: of the layer before. inputs: of this layer."""
+        for reducer in self.reducers:
+            if index not in reducer.layers:
+                continue
+            if reducer.needs & {"rows", "head_rows", "lm_keys"} and (reducer.score == "own" or not seen):
+                seen = [self.probe.project(index, hidden, inputs())]
+            placed, tokens = [], []
+            for ids, slots in _buckets(layout, self._full):
+                ctx = self._context(reducer, index, hidden, layout, ids, slots, seen)
+                plan = reducer.plan(ctx)
+                placed.append(Placed(slots, plan))
+                tokens.append(plan.apply(ctx.feats).flatten(0, 1))
+            if not placed:
+                return None
+            new = rewrite(layout, placed, policy(reducer, layout, inside=True))
+            self.rewrites.append(new)
+            return new.fill(hidden, torch.cat(tokens)), new.layout
+        return None
+
+    def carry(self, tensor: Tensor, pad: int | float | bool) -> Tensor:
+        """A side tensor of the first layer's sequence, as the last layer's has it."""
+        for step in self.rewrites:
+            tensor = step.carry(tensor, pad)
+        return tensor
+
+    def _context(
+        self,
+        reducer: TokenReducer,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        ids: Tensor,
+        slots: Tensor,
+        seen: list[Projected],
+    ) -> ReduceContext:
+        length, needs = layout.shape[1], reducer.needs
+        row = slots[:, 0] // length
+        text_at = _positions(layout, ids, layout.kind == Kind.TEXT)
+        ctx = ReduceContext(
+            feats=hidden.flatten(0, 1)[slots],
+            names=[self.samples[i] if i < len(self.samples) else str(i) for i in ids.tolist()],
+            cell=layout.cell.flatten(0, 1)[slots],
+            image=layout.image.flatten()[slots],
+            layer=index,
+            step=reducer.layers.index(index),
+            full=int(self._full[ids[0]]),
+            visual=slots % length,
+            text_at=text_at,
+        )
+        if "text" in needs:
+            start = _positions(self._layout, ids, self._layout.kind == Kind.TEXT)
+            row_then = _rows_of(self._layout, ids)
+            ctx.text = self._hidden[row_then[:, None], start.clamp(min=0)] * (start >= 0)[..., None]
+        if "first" in needs:
+            at = _positions(self._layout, ids, _reducible(self._layout))
+            ctx.first = self._hidden[_rows_of(self._layout, ids)[:, None], at]
+        if "normed" in needs:
+            ctx.normed = self.probe.normed(hidden[row])
+        if "lm_keys" in needs:
+            ctx.lm_keys = seen[0].keys[row].transpose(1, 2).flatten(2)
+        if needs & {"rows", "head_rows"}:
+            asking = reducer.queries(ctx)
+            if asking is None:
+                asking = _last(layout, ids)[:, None]
+            window = self.probe.windows[index if reducer.score == "own" else index - 1]
+            part = Projected(seen[0].queries[row], seen[0].keys[row], seen[0].scale, seen[0].softcap)
+            found = rows(part, asking.clamp(min=0), _sight(layout, row, asking, window))
+            found = found.gather(3, ctx.visual[:, None, None].expand(*found.shape[:3], -1))
+            ctx.head_rows = found if "head_rows" in needs else None
+            ctx.rows = found.mean(1)
+        return ctx
+
+
+def _reducible(layout: TokenLayout) -> Tensor:
+    """Visual tokens that may leave; row ends and other marks of an image have no cell and stay."""
+    return layout.is_image & (layout.cell[..., 0] >= 0)
+
+
+def _group_ids(layout: TokenLayout) -> Tensor:
+    return sample_numbers(layout)[_reducible(layout)]
+
+
+def _buckets(layout: TokenLayout, full: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Groups with as many tokens now and at first: their samples' numbers (G,) and their flat positions (G,N)."""
+    flat = _reducible(layout).flatten().nonzero()[:, 0]
+    ids, counts = torch.unique_consecutive(_group_ids(layout), return_counts=True)
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for k, kind in enumerate(zip(counts.tolist(), full[ids].tolist())):
+        kinds.setdefault(kind, []).append(k)
+    begin = counts.cumsum(0) - counts
+    return [
+        (ids[members], flat[begin[members][:, None] + torch.arange(count, device=flat.device)])
+        for (count, _), members in kinds.items()
+    ]
+
+
+def _positions(layout: TokenLayout, ids: Tensor, wanted: Tensor) -> Tensor:
+    """(G,Q) where in its row each sample's wanted tokens stand, -1 after the last."""
+    mine = (sample_numbers(layout)[_rows_of(layout, ids)] == ids[:, None]) & wanted[_rows_of(layout, ids)]
+    order = torch.argsort(~mine, dim=1, stable=True)[:, : int(mine.sum(1).max())]
+    return order.masked_fill(~mine.gather(1, order), -1)
+
+
+def _rows_of(layout: TokenLayout, ids: Tensor) -> Tensor:
+    """(G,) the row of the batch that each sample is in."""
+    if layout.document is None:
+        return ids
+    sample = sample_numbers(layout)
+    row = torch.zeros(int(sample.max()) + 1, dtype=torch.long, device=ids.device)
+    rows_ = torch.arange(len(sample), device=ids.device)[:, None].expand(layout.shape)
+    row[sample[layout.visible]] = rows_[layout.visible]
+    return row[ids]
+
+
+def _last(layout: TokenLayout, ids: Tensor) -> Tensor:
+    """(G,) the last real position of each sample."""
+    rows_ = _rows_of(layout, ids)
+    mine = (sample_numbers(layout)[rows_] == ids[:, None]) & layout.visible[rows_]
+    return (mine * torch.arange(1, mine.shape[1] + 1, device=ids.device)).argmax(1)
+
+
+def _sight(layout: TokenLayout, row: Tensor, asking: Tensor, window: int | None) -> Tensor:
+    """(G,R,S) what the asking rows see: what is before them, visible, of their own document, inside the window."""
+    span = Span.of(layout)
+    index = torch.arange(layout.shape[1], device=row.device)
+    mask = (index <= asking[..., None]) & span.visible[row][:, None]
+    if span.document is not None:
+        own = span.document[row].gather(1, asking.clamp(min=0))
+        mask &= span.document[row][:, None] == own[..., None]
+    if window is not None:
+        position = span.position[row]
+        mask &= position.gather(1, asking.clamp(min=0))[..., None] - position[:, None] < window
+    return mask & (asking >= 0)[..., None]
