@@ -46,6 +46,14 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument(
         "--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: each item's own)"
     )
+    parser.add_argument(
+        "--reduce",
+        action="append",
+        default=[],
+        metavar="NAME:KEPT[,OPTION=VALUE]",
+        help="measure a token reduction beside the model as it is, on the same items; repeat for several, + stacks "
+        "them (fastv:0.5, divprune:0.5+fastv:0.5,layer=3; `gnomon methods reduction` lists the names)",
+    )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/eval/MODEL-HASH, stable)")
@@ -55,11 +63,12 @@ def evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from gnomon.eval import evaluate as work
-    from gnomon.eval import names, table
+    from gnomon.eval import compare, names, table
     from gnomon.eval.session import open_model
 
     for name in args.benchmarks:
         names.check("benchmark", name, names.known())
+    reductions = {text: names.reducers(text) for text in args.reduce}
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
     options = {key: getattr(args, key) for key in ("tasks", "levels", "seed", "prompt", "style", "size")}
     given = {key: value for key, value in options.items() if value is not None}
@@ -75,6 +84,7 @@ def evaluate(argv: list[str]) -> int:
             max_new_tokens=args.max_new_tokens,
             fresh=args.fresh,
             by_level=args.by_level,
+            reductions=reductions,
         )
     except KeyboardInterrupt:
         print(
@@ -89,6 +99,9 @@ def evaluate(argv: list[str]) -> int:
     for name, protocol in result.protocols.items():
         print(f"{name}: {protocol}")
     print(f"\n{table.text(result.rows)}\n\n{table.cost_line(result.cost, result.memory)}")
+    if result.compared:
+        base = result.compared[0]
+        print(f"\n{table.columns(compare.HEAD, [(compare.cells(one, base), False) for one in result.compared])}\n")
     if result.truncated:
         print(f"{result.truncated:.1%} of the answers were cut at the longest length")
     print(f"records in {result.folder}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import numpy as np
 
 from gnomon.eval import runner
 from gnomon.eval.benchmark import Benchmark, Row, Scored
+from gnomon.eval.compare import Compared, compared
 from gnomon.eval.cost import Cost, peak_memory, summarise
 from gnomon.eval.progress import progress
 from gnomon.eval.record import SUMMARY, Journal, digest, write_json
 from gnomon.eval.session import Loaded, identity, surroundings
+from gnomon.vlm.reduction.base import TokenReducer
+
+REDUCED = "reduced"
+"""Where, below a run, its variants with token reduction are."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Result:
     cost: Cost
     truncated: float
     memory: int | None = None
+    compared: list[Compared] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -36,7 +43,7 @@ class Result:
             "cost": asdict(self.cost),
             "truncated": self.truncated,
             "peak_memory": self.memory,
-        }
+        } | ({"compared": [asdict(one) for one in self.compared]} if self.compared else {})
 
 
 def default_folder(loaded: Loaded, who: dict[str, Any]) -> Path:
@@ -54,26 +61,52 @@ def evaluate(
     max_new_tokens: int | None = None,
     fresh: bool = False,
     by_level: bool = False,
+    reductions: Mapping[str, Sequence[TokenReducer]] | None = None,
 ) -> Result:
-    """Answer what is not answered yet, score all that is, write and return the table."""
-    who = identity(loaded, {b.name: b.settings() for b in benchmarks}, max_new_tokens=max_new_tokens)
+    """Answer what is not answered yet, score all that is, write and return the table.
+
+    reductions: further sets of token reducers by name, measured on the same items beside the model as it is; each has
+    a directory of its own below the run's.
+    """
+    for reducers in (reductions or {}).values():
+        loaded.model.check(reducers)
+    settings = {b.name: b.settings() for b in benchmarks}
+    who = identity(loaded, settings, max_new_tokens=max_new_tokens)
     session = surroundings(loaded, batch_size=batch_size, limit=limit)
-    journal = Journal.open(out or default_folder(loaded, who), identity=who, session=session, fresh=fresh)
-    answer = runner.answerer(loaded.model, loaded.processor)
-    for benchmark in benchmarks:
-        with progress(benchmark.name, benchmark.count(limit)) as advance:
-            runner.run(
-                benchmark,
-                journal,
-                loaded.processor,
-                answer,
-                batch_size=batch_size,
-                limit=limit,
-                max_new_tokens=max_new_tokens,
-                advance=advance,
-            )
-    result = replace(results(journal, benchmarks, by_level=by_level), memory=peak_memory(loaded.device))
-    runner.write_scores(journal, result.scored)
+    folder = out or default_folder(loaded, who)
+    journal = Journal.open(folder, identity=who, session=session, fresh=fresh)
+    own = list(loaded.model.reducers)
+    variants = {"as it is": own, **(reductions or {})}
+    journals = [journal]
+    for name, reducers in (reductions or {}).items():
+        its = who | {"reduction": name, "reducers": [reducer.spec() for reducer in reducers]}
+        place = folder / REDUCED / re.sub(r"[^\w.=-]+", "-", name)
+        journals.append(Journal.open(place, identity=its, session=session, fresh=fresh))
+    answer = runner.answerer(loaded.model, loaded.processor, list(variants.values()))
+    try:
+        for benchmark in benchmarks:
+            with progress(benchmark.name, benchmark.count(limit)) as advance:
+                runner.run(
+                    benchmark,
+                    journals,
+                    loaded.processor,
+                    answer,
+                    batch_size=batch_size,
+                    limit=limit,
+                    max_new_tokens=max_new_tokens,
+                    advance=advance,
+                )
+    finally:
+        loaded.model.reducers = own
+    found = [results(each, benchmarks, by_level=by_level) for each in journals]
+    for each, result in zip(journals, found):
+        runner.write_scores(each, result.scored)
+        write_json(each.folder / SUMMARY, result.as_dict())
+    result = replace(found[0], memory=peak_memory(loaded.device))
+    if reductions:
+        rows = zip(variants, journals, found)
+        base = found[0].scored
+        result.compared.extend(compared(name, list(j.records.values()), r.scored, base) for name, j, r in rows)
     write_json(journal.folder / SUMMARY, result.as_dict())
     return result
 

@@ -1,4 +1,4 @@
-"""Benchmarks by name: each file of `benchmarks/` is one, so adding a file is all it takes."""
+"""Benchmarks and reducers by name: each file of their folders is one, so adding a file is all it takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gnomon.eval.benchmark import Benchmark
+from gnomon.vlm.reduction.base import TokenReducer
 
 
 def known() -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / "benchmarks").glob("*.py"))
+
+
+def known_reducers() -> list[str]:
+    places = [Path(place) for place in importlib.import_module("gnomon.vlm.reduction").__path__]
+    return sorted(path.stem for place in places for path in place.glob("*.py") if path.stem != "base")
 
 
 def check(kind: str, name: str, names: list[str]) -> None:
@@ -42,3 +50,37 @@ def make(name: str, options: dict[str, Any], *, defaults: dict[str, Any]) -> Ben
         if option not in accepted:
             raise ValueError(f"benchmark {name!r} has no option --{option.replace('_', '-')}; leave it out")
     return cls(**{key: value for key, value in defaults.items() if key in accepted} | options)
+
+
+def reducers(text: str) -> list[TokenReducer]:
+    """`fastv:0.5`, `fastv:0.5,layer=3`, or several with + between them, in the order in which they act."""
+    return [_reducer(part.strip()) for part in text.split("+")]
+
+
+def _reducer(text: str) -> TokenReducer:
+    first, *rest = text.split(",")
+    name, _, ratio = first.partition(":")
+    check("reduction", name, known_reducers())
+    module = importlib.import_module(f"gnomon.vlm.reduction.{name}")
+    (cls,) = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, TokenReducer) and each.__module__ == module.__name__
+    ]
+    accepted = inspect.signature(cls.__init__).parameters
+    options = {"ratio": _value(ratio)} if ratio else {}
+    for pair in rest:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in accepted:
+            known = ", ".join(option for option in accepted if option != "self")
+            raise ValueError(f"reduction {text!r}: {pair!r} is no option of {name}; write OPTION=VALUE with {known}")
+        options[key] = _value(value)
+    return cls(**options)
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, or a list with slashes between its items (layers=8/16/24); else the text itself."""
+    if "/" in text:
+        return tuple(_value(part) for part in text.split("/"))
+    value = yaml.safe_load(text)
+    return value if isinstance(value, (int, float, bool)) else text

@@ -30,7 +30,11 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One answered item. `prompt` is the text the model saw, `item` the question as the scorer wants it."""
+    """One answered item. `prompt` is the text the model saw, `item` the question as the scorer wants it.
+
+    visual_kept, kept   visual tokens at the last layer, and the cells that they stand for (see runner.kept_text); None
+                        where nothing was reduced
+    """
 
     task: str
     sample: str
@@ -48,6 +52,8 @@ class Record:
     seconds_prefill: float
     seconds_decode: float
     batch_size: int
+    visual_kept: int | None = None
+    kept: list[str] | None = None
 
     @property
     def key(self) -> Key:

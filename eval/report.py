@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gnomon.eval.page import curves, evaluation, training
+from gnomon.eval.evaluate import REDUCED
+from gnomon.eval.page import comparison, curves, evaluation, training
 from gnomon.eval.page.style import CSS, MARK
 from gnomon.eval.record import HEADER, write_text
 
@@ -27,7 +28,12 @@ def page(run_dirs: Sequence[Path], out: Path, *, examples: int = 20) -> None:
         for header in headers:
             evaluated.setdefault(header.parent.resolve(), evaluation.read(header.parent))
     sections = trained or [training.absent(run_dirs)]
-    sections += [evaluation.section(found, examples) for found in evaluated.values()]
+    for folder, found in evaluated.items():
+        if folder.parent.name == REDUCED and folder.parent.parent in evaluated:
+            continue
+        variants = [other for place, other in evaluated.items() if place.parent == folder / REDUCED]
+        sections.append(evaluation.section(found, examples))
+        sections.append(comparison.section(found, variants, min(examples, 6)))
     names = [found.model for found in evaluated.values()] or [folder.resolve().name for folder in run_dirs]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, _document(", ".join(dict.fromkeys(names)), sections))

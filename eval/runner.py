@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from typing import Any, TypeVar
+
+import numpy as np
+import torch
 
 from gnomon.data.collate import collate
 from gnomon.data.image import load
@@ -13,16 +17,17 @@ from gnomon.data.processor import Example, Processor
 from gnomon.eval.benchmark import Benchmark, Item, Scored
 from gnomon.eval.progress import Advance
 from gnomon.eval.record import SCORES, Journal, Key, Record, digest, write_lines
-from gnomon.vlm.generate import Generation, generate
+from gnomon.vlm.generate import Generation, generate, now
 from gnomon.vlm.model import VLM
+from gnomon.vlm.reduction.base import Stage, TokenReducer
 
 T = TypeVar("T")
 
 AHEAD = 16
 """Batches' worth of questions that are looked at together, to put equally long ones into one batch."""
 
-Answer = Callable[[Sequence[Example], int], list[Generation]]
-"""Examples and the most new tokens to a generation each; greedy: the same text at any time and batch size."""
+Answer = Callable[[Sequence[Example], int], list[list[Generation]]]
+"""Examples and the most new tokens to a generation each, per variant; greedy: the same text at any time and batch size."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,40 @@ class Question:
     example: Example
 
 
-def answerer(model: VLM, processor: Processor) -> Answer:
-    """Greedy answers of a model, on whatever device it is."""
-    device = next(model.parameters()).device
+def answerer(
+    model: VLM, processor: Processor, variants: Sequence[Sequence[TokenReducer]] | None = None
+) -> Answer:
+    """Greedy answers of a model, on whatever device it is: one list per set of reducers; by default the model's own.
 
-    def answer(examples: Sequence[Example], max_new_tokens: int) -> list[Generation]:
+    Images are encoded once for all sets that act behind the encoder; each is charged with the encoder's seconds.
+    """
+    device = next(model.parameters()).device
+    sets = [list(model.reducers)] if variants is None else [list(reducers) for reducers in variants]
+    own = [any(r.stage in (Stage.PIXEL, Stage.VIT_LAYER) for r in reducers) for reducers in sets]
+    common = [r for reducers, alone in zip(sets, own) if not alone for r in reducers if not r.idle()]
+
+    @torch.no_grad()
+    def answer(examples: Sequence[Example], max_new_tokens: int) -> list[list[Generation]]:
         batch = collate(examples, pad_id=processor.pad_id, side="left").to(device)
-        return generate(model, batch, max_new_tokens=max_new_tokens, stop=processor.stop_ids)
+        seen, seconds = None, 0.0
+        if own.count(False) > 1 and batch.pixels:
+            begun = now(device)
+            seen = model.see(batch.pixels, common)
+            seconds = now(device) - begun
+        found = []
+        for reducers, alone in zip(sets, own):
+            model.reducers = reducers
+            given = generate(
+                model,
+                batch,
+                max_new_tokens=max_new_tokens,
+                stop=processor.stop_ids,
+                seen=None if alone else seen,
+            )
+            if seen is not None and not alone:
+                given = [replace(one, seconds_prefill=one.seconds_prefill + seconds) for one in given]
+            found.append(given)
+        return found
 
     return answer
 
@@ -54,7 +86,7 @@ def decoding(max_new_tokens: int) -> dict[str, Any]:
 
 def run(
     benchmark: Benchmark,
-    journal: Journal,
+    journals: Sequence[Journal],
     processor: Processor,
     answer: Answer,
     *,
@@ -63,34 +95,39 @@ def run(
     max_new_tokens: int | None = None,
     advance: Advance = lambda count, *, fresh=True: None,
 ) -> None:
-    """Answer what the journal lacks: `limit` items per task, with `max_new_tokens` in place of each item's own."""
-    waiting = pending(benchmark, journal, processor, limit=limit, max_new_tokens=max_new_tokens, advance=advance)
+    """Answer what a journal lacks: `limit` items per task, with `max_new_tokens` in place of each item's own.
+
+    There is a journal per variant of `answer`, in its order.
+    """
+    waiting = pending(benchmark, journals, processor, limit=limit, max_new_tokens=max_new_tokens, advance=advance)
     for ahead in _chunks(waiting, batch_size * AHEAD):
         ahead.sort(key=lambda question: (question.item.max_new_tokens, len(question.example)))
         for most, group in groupby(ahead, key=lambda question: question.item.max_new_tokens):
             for batch in _chunks(group, batch_size):
                 answers = answer([question.example for question in batch], most)
-                journal.append(records(benchmark.name, batch, answers))
+                for journal, given in zip(journals, answers):
+                    new = records(benchmark.name, batch, given)
+                    journal.append(record for record in new if record.key not in journal.records)
                 advance(len(batch))
 
 
 def pending(
     benchmark: Benchmark,
-    journal: Journal,
+    journals: Sequence[Journal],
     processor: Processor,
     *,
     limit: int | None,
     max_new_tokens: int | None,
     advance: Advance,
 ) -> Iterator[Question]:
-    """Questions without an answer in the journal, made one by one as they are asked for."""
+    """Questions that a journal has no answer to, made one by one as they are asked for."""
     for sample in benchmark.examples(limit):
         item, bare = benchmark.item(sample), benchmark.prompt(sample)
         if max_new_tokens is not None:
             item = replace(item, max_new_tokens=max_new_tokens)
         prompt = processor.prompt(bare)
         key = Key(item.task, item.id, digest(prompt), digest(decoding(item.max_new_tokens)))
-        if key in journal.records:
+        if all(key in journal.records for journal in journals):
             advance(1, fresh=False)
             continue
         pixels = tuple(load(image, name=f"image of {item.id}") for image in bare.images)
@@ -125,9 +162,28 @@ def records(benchmark: str, batch: Sequence[Question], answers: Sequence[Generat
             seconds_prefill=given.seconds_prefill / size,
             seconds_decode=decode,
             batch_size=size,
+            visual_kept=None if given.kept is None else len(given.kept),
+            kept=None if given.kept is None else kept_text(question.example, given.kept),
         )
         for question, given in zip(batch, answers)
     ]
+
+
+def kept_text(example: Example, cells: Sequence[tuple[int, int, int]]) -> list[str]:
+    """Per image `HxW:` and, in raster order, one hexadecimal digit for four cells: those that are kept are ones."""
+    texts = []
+    for image in range(int(example.image.max()) + 1):
+        h, w = (example.cell[example.image == image].amax(0) + 1).tolist()
+        bits = sum(1 << (h * w - 1 - (r * w + c)) for i, r, c in cells if i == image)
+        texts.append(f"{h}x{w}:{bits:0{math.ceil(h * w / 4)}x}")
+    return texts
+
+
+def kept_cells(text: str) -> np.ndarray:
+    """(h,w) bool from what `kept_text` wrote."""
+    size, _, digits = text.partition(":")
+    h, w = map(int, size.split("x"))
+    return np.array([bit == "1" for bit in f"{int(digits, 16):0{h * w}b}"]).reshape(h, w)
 
 
 def score(journal: Journal, benchmark: Benchmark) -> list[Scored]:

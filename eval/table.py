@@ -41,8 +41,12 @@ def percent(share: float) -> str:
 
 
 def text(rows: Sequence[Row]) -> str:
-    body = [cells(row) for row in rows]
-    widths = [max(len(line[k]) for line in [HEAD, *body]) for k in range(len(HEAD))]
+    return columns(HEAD, [(cells(row), bool(row.tasks)) for row in rows])
+
+
+def columns(head: Sequence[str], body: Sequence[tuple[Sequence[str], bool]]) -> str:
+    """Lines under a head, the first column to the left; a line marked true ends a block."""
+    widths = [max(len(parts[k]) for parts in [head, *(parts for parts, _ in body)]) for k in range(len(head))]
 
     def line(parts: Sequence[str]) -> str:
         return "  ".join(
@@ -50,10 +54,10 @@ def text(rows: Sequence[Row]) -> str:
         ).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    out = [line(HEAD), rule]
-    for row, parts in zip(rows, body):
+    out = [line(head), rule]
+    for parts, ends in body:
         out.append(line(parts))
-        if row.tasks:
+        if ends:
             out.append("")
     return "\n".join(out).rstrip()
 

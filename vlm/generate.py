@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gnomon.vlm.layout import Batch, TokenLayout
-from gnomon.vlm.model import VLM, Seen
+from gnomon.vlm.model import VLM, Read, Seen
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Generation:
     ids             all generated tokens, the stop token included
     finish          "stop": a stop token came; "length": it did not
     seconds_prefill of the whole batch; seconds_decode until this row's last token
+    kept            image, row and column of the visual tokens at the last layer; None where none left
     """
 
     ids: list[int]
@@ -38,6 +39,7 @@ class Generation:
     prompt_tokens: int
     seconds_prefill: float
     seconds_decode: float
+    kept: list[tuple[int, int, int]] | None = None
 
 
 class Ending(NamedTuple):
@@ -92,31 +94,34 @@ def generate(
         draw = None if temperature == 0 else _Draw(_seeds(batch, seed), temperature, top_k, top_p)
         search = _Rows(rows, draw, frozenset(stop), max_new_tokens, on_token)
     with _evaluating(model):
-        prefill, steps = _run(model, batch, search, seen)
+        read, prefill, steps = _run(model, batch, search, seen)
+    kept = _kept(read.after) if read.rewrites else [None] * rows
     generations = []
     for row, prompt in enumerate(batch.layout.visible.sum(1).tolist()):
         ids, finish, taken = search.endings[row]
         words = ids[:-1] if finish == "stop" else ids
         text = tokenizer.decode(words, skip_special_tokens=True)
-        generations.append(Generation(ids, text, finish, prompt, prefill, steps[taken - 1]))
+        generations.append(Generation(ids, text, finish, prompt, prefill, steps[taken - 1], kept[row]))
     return generations
 
 
-def _run(model: VLM, batch: Batch, search: Search, seen: list[Seen] | None) -> tuple[float, list[float]]:
-    """The loop. Returns the seconds of the prefill, and those from there to the end of each step."""
+def _run(
+    model: VLM, batch: Batch, search: Search, seen: list[Seen] | None
+) -> tuple[Read, float, list[float]]:
+    """The loop. Returns what the prefill made, its seconds, and those from there to the end of each step."""
     lm, device = model.lm, batch.ids.device
-    start = _now(device)
+    start = now(device)
     state = lm.new_state()
     read = model.read(batch, state, seen)
     # later tokens count on from the first layer's positions; each layer knows how far its own are behind
     layout = read.before
     logits = lm.head(read.hidden[:, -1])
-    prefilled, ends = _now(device), []
+    prefilled, ends = now(device), []
     while True:
         rows, tokens = search.step(logits)
-        ends.append(_now(device) - prefilled)
+        ends.append(now(device) - prefilled)
         if not rows:
-            return prefilled - start, ends
+            return read, prefilled - start, ends
         chosen = torch.tensor(rows, device=device)
         if rows != list(range(logits.shape[0])):
             state.select(chosen)
@@ -241,7 +246,14 @@ def _next(layout: TokenLayout, rows: Tensor) -> TokenLayout:
     """One text token after each of these rows' last one."""
     document = None if layout.document is None else layout.document[rows, -1:]
     token = TokenLayout.text(len(rows), 1, device=rows.device)
-    return replace(token, position=layout.position[rows, -1:] + 1, document=document)
+    if layout.position.dim() == 2:
+        return replace(token, position=layout.position[rows, -1:] + 1, document=document)
+    # an image's last token need not have its largest row or column: text goes on behind all of them
+    mine = layout.visible[rows]
+    if document is not None:
+        mine &= layout.document[rows] == document
+    last = layout.position[:, rows].masked_fill(~mine, 0).amax((0, 2))
+    return replace(token, position=(last + 1)[None, :, None].expand(3, -1, 1), document=document)
 
 
 def _seeds(batch: Batch, seed: int | None) -> list[int]:
@@ -251,6 +263,13 @@ def _seeds(batch: Batch, seed: int | None) -> list[int]:
     names = batch.samples if len(batch.samples) == batch.ids.shape[0] else map(str, range(batch.ids.shape[0]))
     digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names]
     return [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+
+
+def _kept(layout: TokenLayout) -> list[list[tuple[int, int, int]]]:
+    """Per row, image, row and column of what stands for a cell."""
+    there = layout.is_image & (layout.cell[..., 0] >= 0)
+    columns = torch.cat([layout.image[..., None], layout.cell], 2)
+    return [[tuple(cell) for cell in columns[row][there[row]].tolist()] for row in range(len(there))]
 
 
 @contextmanager
@@ -265,7 +284,7 @@ def _evaluating(model: VLM) -> Iterator[None]:
             module.training = True
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

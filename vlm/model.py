@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, place, policy, reduce_images
+from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, image_slots, place, policy, reduce_images
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
 from gnomon.vlm.reduction.base import Stage, TokenReducer
@@ -63,7 +63,8 @@ class Read:
 class VLM(nn.Module):
     """A vision encoder, a connector and a language model, joined by a token layout.
 
-    image: `size` (H,W) with `fit` resize, pad or crop; or no size with `fit: native`. See ImageSpec.
+    image: `size` (H,W) with `fit` resize, pad, crop or anyres; or no size with `fit: native`. See ImageSpec. With anyres
+    a learned token ends each row of tokens that crops make side by side.
     template: name of the chat template, see data/template.py.
     reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
     """
@@ -79,6 +80,9 @@ class VLM(nn.Module):
         image_limit: int = 1 << 20,
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        image_least: int = 0,
+        image_canvases: Sequence[tuple[int, int]] = (),
+        image_positions: str = "sequence",
         template: str = "chatml",
         reducers: Sequence[TokenReducer] = (),
     ) -> None:
@@ -92,15 +96,31 @@ class VLM(nn.Module):
             limit=image_limit,
             mean=tuple(image_mean),
             std=tuple(image_std),
+            least=image_least,
+            canvases=tuple((height, width) for height, width in image_canvases),
+            positions=image_positions,
         )
+        if self.image.positions == "grid" and lm.axes != 3:
+            raise ValueError(
+                f"image positions 'grid' with a {lm.model.config.model_type} language model, whose positions have one "
+                "axis; use sequence"
+            )
+        newline = torch.randn(lm.width, dtype=_dtype(lm)) / lm.width**0.5 if self.image.fit == "anyres" else None
+        self.image_newline = None if newline is None else nn.Parameter(newline)
         self.template = template
         self.reducers = list(reducers)
+        self.check(self.reducers)
         self.register_buffer("mean", torch.tensor(self.image.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image.std).view(3, 1, 1), persistent=False)
 
     @property
     def tokenizer(self):
         return self.lm.tokenizer
+
+    def check(self, reducers: Sequence[TokenReducer]) -> None:
+        """A ValueError for reducers that this model cannot run, before any work."""
+        inside = [reducer for reducer in reducers if reducer.stage is Stage.LLM_LAYER]
+        LayerReduction(inside, samples=(), probe=self.lm, depth=len(self.lm.layers))
 
     @property
     def active(self) -> list[TokenReducer]:
@@ -167,6 +187,9 @@ class VLM(nn.Module):
         seen: what `see` made of the batch's images, to use it more than once.
         """
         embeds, layout = self.lm.embed(batch.ids), batch.layout
+        if self.image_newline is not None:
+            ends = layout.is_image & (layout.cell[..., 0] < 0)
+            embeds = torch.where(ends[..., None], self.image_newline.to(embeds.dtype), embeds)
         if not batch.pixels:
             return self._touch_vision(embeds), layout, None
         groups = self.see(batch.pixels) if seen is None else seen
@@ -191,6 +214,12 @@ class VLM(nn.Module):
         """Every token of every image in its slot."""
         groups = [features for _, features in connected]
         features = groups[0] if len(groups) == 1 else _interleave(groups, [members for members, _ in connected])
+        if self.image_newline is not None:
+            # crops take turns row by row, and not all of their cells are in the sequence
+            slots = image_slots(batch.layout, features.grid)
+            visual = features.tokens[:, : slots.shape[1]].to(embeds.dtype)
+            filled = embeds.flatten(0, 1).index_put((slots[slots >= 0],), visual[slots >= 0])
+            return filled.view_as(embeds)
         visual, slots = features.tokens[features.valid], batch.layout.is_image
         if int(slots.sum()) != visual.shape[0]:
             raise ValueError(
@@ -217,7 +246,11 @@ class VLM(nn.Module):
         rewrites = [] if rewrite is None else [rewrite]
         if not acting or not batch.pixels:
             return Read(self.lm(embeds, layout, state), layout, layout, rewrites)
-        reduction = LayerReduction(acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers))
+        # with caches it is a prompt that is read, to be answered; without, answers stand there already
+        labels = None if state is not None else batch.labels if rewrite is None else rewrite.carry(batch.labels, IGNORE)
+        reduction = LayerReduction(
+            acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers), labels=labels
+        )
         hidden = self.lm(embeds, layout, state, reduction)
         after = reduction.rewrites[-1].layout if reduction.rewrites else layout
         return Read(hidden, layout, after, rewrites + reduction.rewrites)

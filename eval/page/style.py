@@ -118,6 +118,10 @@ details > * + * { margin-top: 14px; }
   white-space: pre-line; max-height: 6.2em; overflow: auto;
 }
 .empty { color: var(--faint); font-style: italic; font-family: inherit; }
+.kept { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 14px; }
+.kept figure { margin: 0; width: 150px; font-size: .78rem; color: var(--soft); }
+.kept img { width: 150px; border: 1px solid var(--line); border-radius: 8px; }
+.kept figcaption { overflow-wrap: anywhere; line-height: 1.45; }
 footer { color: var(--faint); font-size: .85rem; margin-top: 56px; }
 @media print { .card, .item, .figure { box-shadow: none; break-inside: avoid; } }
 """

@@ -1,4 +1,4 @@
-"""Two charts as inline SVG: curves over steps, and scores with their intervals. Colours come from the page's CSS."""
+"""Charts as inline SVG: curves over steps, scores with their intervals, scores over costs. Colours come from the page's CSS."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ class Bar:
     majority: float
     chance: float | None = None
     strong: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A cost and a score in [0, 1]. `first` marks what the others are compared with."""
+
+    name: str
+    x: float
+    y: float
+    first: bool = False
 
 
 def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, height: int = 300, log: bool = False) -> str:
@@ -94,6 +104,50 @@ def interval_chart(bars: Sequence[Bar]) -> str:
         style = "bar strong" if bar.strong else "bar"
         parts.append(f'<g class="{style}"><title>{escape(tip)}</title>{"".join(marks)}</g>')
     return _svg(height, parts, "Scores with 95 % intervals, majority baselines and chance")
+
+
+def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, height: int = 380) -> str:
+    """Cost to the right, score upwards; a line through the points that no other beats in both."""
+    left, right, top, base = 70, WIDTH - 150, 14, height - 44
+    x_high = max(p.x for p in points) * 1.06 or 1.0
+    lows, highs = min(p.y for p in points), max(p.y for p in points)
+    margin = 0.08 * (highs - lows) or 0.05
+    y_low, y_high = max(0.0, lows - margin), min(1.0, highs + margin)
+
+    def px(x: float) -> float:
+        return left + x / x_high * (right - left)
+
+    def py(y: float) -> float:
+        return top + (y_high - y) / (y_high - y_low) * (base - top)
+
+    parts = []
+    for value in ticks(y_low, y_high):
+        parts.append(_line("grid", left, py(value), right, py(value)))
+        parts.append(_text("tick", left - 9, py(value) + 4, f"{100 * value:g}%", anchor="end"))
+    parts += [_text("tick", px(value), base + 20, _number(value)) for value in ticks(0.0, x_high, about=8)]
+    parts.append(_line("axis", left, base, right, base))
+    parts.append(_text("label", (left + right) / 2, height - 6, x_label))
+    parts.append(f'<g transform="translate(14 {(top + base) / 2}) rotate(-90)">{_text("label", 0, 0, y_label)}</g>')
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    line = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in front)
+    parts.append(f'<polyline class="curve faint" points="{line}"/>')
+    taken: list[float] = []
+    for point in sorted(points, key=lambda p: -p.y):
+        # labels of neighbouring points are moved apart
+        y = py(point.y)
+        while any(abs(y - other) < 15 for other in taken):
+            y += 15
+        taken.append(y)
+        style = "strong" if point.first else "bar"
+        tip = f"{point.name}: {point.y:.1%} at {point.x:.2f}"
+        dot = _circle("dot", px(point.x), py(point.y), 6 if point.first else 5)
+        lead = _line("grid", px(point.x) + 7, py(point.y), px(point.x) + 12, y)
+        label = _text("name", px(point.x) + 14, y + 4.5, point.name, anchor="start")
+        parts.append(f'<g class="{style}"><title>{escape(tip)}</title>{lead}{dot}{label}</g>')
+    return _svg(height, parts, f"{y_label} over {x_label}")
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
