@@ -323,7 +323,9 @@ class _Call:
         more: dict[str, object] = {"mask": bound} if self.op.masks else {"causal": self.causal}
         if self.impl.packed and not self.op.masks:
             more["cu_seqlens"] = cu_seqlens
-        return self.impl.call(q, k, v, scale=self.scale, state=state, **more, **companions, **self.options)
+        # autocast would round the float32 sums and states of a bfloat16 call back to bfloat16
+        with torch.autocast(q.device.type, enabled=False):
+            return self.impl.call(q, k, v, scale=self.scale, state=state, **more, **companions, **self.options)
 
     def each(
         self, q: Tensor, k: Tensor, v: Tensor, bound: Bound, runs: varlen.Runs, state: State | None,

@@ -1,0 +1,100 @@
+"""BASED: linear attention with the second-order Taylor series of exp as its kernel.
+
+Paper:   Simple linear attention language models balance the recall-throughput tradeoff. arXiv:2402.18668
+Rule:    w_ij = 1 + t + t^2 / 2 with t = scale q_i k_j;  o_i = sum_j w_ij v_j / sum_j w_ij
+Where:   any self-attention, noncausal cross-attention; keys about 16 wide, beside layers of a small softmax window
+Differs: no epsilon: a weight is at least 1/2. The features keep one of x_a x_b and x_b x_a: 153 of 273 at a width of 16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import gnomon.kernels.linear.base as base
+from gnomon.kernels.example import Example, Sizes, just_qkv
+from gnomon.kernels.mask import Mask
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
+
+
+def based(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask = None,
+    scale: float | None = None,
+    state: State | None = None,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+    impl: str = "auto",
+    block: int = base.CHUNK,
+) -> Result:
+    """q (B,Q,H,D), k (B,K,H,D), v (B,K,H,V) -> o (B,Q,H,V), state {"s": (B,H,1+D+D(D+1)/2,V+1)}, weights' sums last."""
+    return OP.run(impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens, options={"block": block})
+
+
+def quadratic(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int
+) -> Result:
+    """The specification: the matrix of weights, divided by the sums of its rows."""
+    wide, dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
+    q, k, values = q.to(wide) * scale, k.to(wide), base.with_one(v.to(wide))
+    t = torch.einsum("bqhd,bkhd->bhqk", q, k)
+    weights = 1 + t + t**2 / 2
+    if state is None:
+        return base.divided(torch.einsum("bhqk,bkhv->bqhv", weights, values)).to(dtype), None
+    sums = torch.einsum("bhqk,bkhv->bqhv", weights.tril(), values)
+    sums = sums + torch.einsum("bqhf,bhfv->bqhv", taylor(q), state["s"])
+    return base.divided(sums).to(dtype), {"s": state["s"] + torch.einsum("bkhf,bkhv->bhfv", taylor(k), values)}
+
+
+def taylor(x: Tensor) -> Tensor:
+    """Features whose products are 1 + q k + (q k)^2 / 2."""
+    a, b = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
+    pairs = x[..., a] * x[..., b]
+    return torch.cat([torch.ones_like(x[..., :1]), x, torch.where(a == b, pairs * 0.5**0.5, pairs)], -1)
+
+
+def by_features(core: Callable[..., Result]) -> Callable[..., Result]:
+    def call(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int) -> Result:
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return base.normalized(core, taylor(q.to(wide) * scale), taylor(k.to(wide)), v, state=state, block=block)
+
+    return call
+
+
+def features(width: int) -> int:
+    return 1 + width + width * (width + 1) // 2
+
+
+def start(shape: Shape) -> State:
+    return base.start(replace(shape, width=features(shape.width), value_width=shape.value_width + 1))
+
+
+def cost(shape: Shape) -> Cost:
+    through = base.cost()(replace(shape, width=features(shape.width), value_width=shape.value_width + 1))
+    return Cost(through.operations, base.cost()(shape).bytes)
+
+
+def long(sizes: Sizes) -> Example:
+    """More than one chunk; weights far from those of exp."""
+    return Example(q=9 * sizes.randn(sizes.batch, sizes.queries, sizes.heads, sizes.width), options={"block": 4})
+
+
+OP = Op(
+    name="based",
+    impls={
+        "reference": Impl(quadratic),
+        "recurrent": Impl(by_features(base.recurrent), declines=base.many_tokens),
+        "chunk": Impl(by_features(base.chunk)),
+    },
+    auto=base.AUTO,
+    patterns=frozenset({"NS", "CS", "NC"}),
+    state=start,
+    cost=cost,
+    example=just_qkv,
+    variants={"long": long},
+)

@@ -1,0 +1,103 @@
+"""HGRN-2: gated linear attention whose key is what the gate lets go, so that nothing is written that was not forgotten.
+
+Paper:   HGRN2: Gated Linear RNNs with State Expansion. arXiv:2404.07904
+Rule:    f_t = lower + (1 - lower) sigmoid(k_t);  S_t = diag(f_t) S_{t-1} + (1 - f_t)^T v_t;  o_t = scale q_t S_t
+Where:   causal self-attention; k holds the logits of the forget gate, and `lower_bounds` rise with the layer
+Differs: activation of q and the output's norm are the layer's
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+import gnomon.kernels.linear.base as base
+from gnomon.kernels.example import Example, Sizes, just_qkv
+from gnomon.kernels.mask import Mask
+from gnomon.kernels.op import Impl, Op, Result, State
+
+
+def hgrn2(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lower: Tensor | None = None,
+    mask: Mask = None,
+    scale: float | None = None,
+    state: State | None = None,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+    block: int = base.FINE,
+) -> Result:
+    """q, k (B,T,H,D), v (B,T,H,V), lower (H,D) in [0, 1) -> o (B,T,H,V) and the state {"s": (B,H,D,V)}."""
+    if lower is not None:
+        base.check_per_head("hgrn2", "lower", lower, q, k, v, channels=True)
+    options = {"lower": lower, "block": block}
+    return OP.run(impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens, options=options)
+
+
+def lower_bounds(logits: Tensor) -> Tensor:
+    """(L,...), one row per layer, to the bounds of all layers: 0 in the first one, rising, below 1."""
+    shares = logits.softmax(0)
+    return shares.cumsum(0) - shares[0]
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
+) -> Result:
+    """The specification: forget and write by the same gate, token by token."""
+    s, dtype = state["s"], q.dtype
+    f = k.to(s.dtype).sigmoid()
+    if lower is not None:
+        f = lower.to(s.dtype) + (1 - lower.to(s.dtype)) * f
+    outputs = []
+    for t in range(q.shape[1]):
+        s = f[:, t, :, :, None] * s + (1 - f[:, t, :, :, None]) * v[:, t, :, None, :].to(s.dtype)
+        outputs.append(torch.einsum("bhd,bhdv->bhv", q[:, t].to(s.dtype) * scale, s))
+    return torch.stack(outputs, 1).to(dtype), {"s": s}
+
+
+def recurrent(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
+) -> Result:
+    g, key = gate(k.to(state["s"].dtype), lower)
+    return base.recurrent(q, key, v, causal=causal, scale=scale, state=state, g=g)
+
+
+def chunk(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
+) -> Result:
+    g, key = gate(k.to(state["s"].dtype), lower)
+    return base.chunk(q, key, v, causal=causal, scale=scale, state=state, g=g, block=block)
+
+
+def gate(logits: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log f and 1 - f, both exact where they are small."""
+    if lower is None:
+        return logsigmoid(logits), torch.sigmoid(-logits)
+    lower = lower.to(logits.dtype)
+    # a bound of zero has a logarithm too, and a gradient that is not NaN
+    floor = lower.clamp_min(torch.finfo(logits.dtype).tiny).log()
+    return torch.logaddexp(floor, torch.log1p(-lower) + logsigmoid(logits)), (1 - lower) * torch.sigmoid(-logits)
+
+
+def bounded(sizes: Sizes) -> Example:
+    return Example(parameters={"lower": sizes.rand(sizes.heads, sizes.width)}, options={"block": 4})
+
+
+OP = Op(
+    name="hgrn2",
+    impls={
+        "reference": Impl(reference),
+        "recurrent": Impl(recurrent, declines=base.many_tokens),
+        "chunk": Impl(chunk),
+    },
+    auto=base.AUTO,
+    patterns=frozenset({"CS"}),
+    state=base.start,
+    cost=base.cost(gates="vector"),
+    example=just_qkv,
+    variants={"bounded": bounded},
+)

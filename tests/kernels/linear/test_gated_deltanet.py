@@ -1,0 +1,54 @@
+"""Gated DeltaNet against transformers' own recurrence, and its limits."""
+
+import pytest
+import torch
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+
+from gnomon.kernels.linear.gated_deltanet import gated_deltanet
+from gnomon.kernels.mask import CAUSAL
+
+IMPLS = ["reference", "recurrent", "chunk"]
+
+
+def inputs(length: int = 90) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, length, 3, 8, generator=generator) for _ in range(3))
+    g = -2 * torch.rand(2, length, 3, generator=generator) ** 2
+    return {"q": q, "k": k, "v": v, "g": g, "beta": torch.rand(2, length, 3, generator=generator)}
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_layer_of_qwen3_next(impl):
+    """Outputs, final state and all gradients, with a state before the first token."""
+    leaves = {name: x.requires_grad_() for name, x in inputs().items()}
+    before = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    q, k, v, g, beta = leaves.values()
+    theirs, after = torch_recurrent_gated_delta_rule(
+        q, k, v, g=g, beta=beta, initial_state=before, output_final_state=True, use_qk_l2norm_in_kernel=True
+    )
+    mine, state = gated_deltanet(q, k, v, g=g, beta=beta, normalize=True, mask=CAUSAL, state={"s": before}, impl=impl)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["s"], after, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
+    given = [*leaves.values(), before]
+    expected = torch.autograd.grad((theirs * weights).sum() + after.sum(), given)
+    for a, b in zip(torch.autograd.grad((mine * weights).sum() + state["s"].sum(), given), expected):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_closed_gate_leaves_the_token_itself(impl):
+    """o_t = scale beta_t (q_t k_t) v_t."""
+    given = inputs() | {"g": torch.full((2, 90, 3), -200.0)}
+    q, k, v, _, beta = given.values()
+    o, _ = gated_deltanet(**given, mask=CAUSAL, scale=0.5, impl=impl)
+    torch.testing.assert_close(o, 0.5 * (beta * (q * k).sum(-1))[..., None] * v)
+
+
+def test_shared_queries_and_keys():
+    """One head of q and k serves three of v, g and beta."""
+    q, k, v, g, beta = inputs().values()
+    q, k = (torch.nn.functional.normalize(x[:, :, :1], dim=-1) for x in (q, k))
+    o, _ = gated_deltanet(q, k, v, g=g, beta=beta, mask=CAUSAL)
+    theirs, _ = torch_recurrent_gated_delta_rule(q.expand_as(v), k.expand_as(v), v, g=g, beta=beta)
+    torch.testing.assert_close(o, theirs, rtol=1e-4, atol=1e-5)

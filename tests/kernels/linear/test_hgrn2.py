@@ -1,0 +1,56 @@
+"""HGRN-2: what the tie of gate and key promises, and values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from gnomon.kernels.linear.hgrn2 import hgrn2, lower_bounds
+from gnomon.kernels.mask import CAUSAL
+
+IMPLS = ["reference", "recurrent", "chunk"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_by_hand(impl):
+    """Gates of 3/4 and 1/4; with a lower bound of 1/2, of 7/8 and 5/8."""
+    k = torch.tensor([math.log(3), -math.log(3)], dtype=torch.float64).reshape(1, 2, 1, 1)
+    one, v = torch.ones_like(k), torch.tensor([16.0, 32.0], dtype=torch.float64).reshape(1, 2, 1, 1)
+    o, _ = hgrn2(one, k, v, mask=CAUSAL, impl=impl)
+    torch.testing.assert_close(o.flatten(), torch.tensor([4.0, 25.0], dtype=torch.float64))
+    o, _ = hgrn2(one, k, v, lower=torch.tensor([[0.5]]), mask=CAUSAL, impl=impl)
+    torch.testing.assert_close(o.flatten(), torch.tensor([2.0, 13.25], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_state_of_constant_values_stays(impl):
+    """Written is exactly what was forgotten: with v = c for all tokens and c stored, c stays stored."""
+    torch.manual_seed(0)
+    q, k = (3 * torch.randn(2, 100, 3, 4, dtype=torch.float64) for _ in range(2))
+    c = torch.randn(5, dtype=torch.float64)
+    stored = c.expand(2, 3, 4, 5)
+    o, state = hgrn2(q, k, c.expand(2, 100, 3, 5), mask=CAUSAL, state={"s": stored}, scale=1.0, impl=impl)
+    torch.testing.assert_close(state["s"], stored, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(o, q.sum(-1, keepdim=True) * c)
+
+
+def test_small_keys_are_exact():
+    """1 - sigmoid(40) is 4e-18: float32 knows it although 1 - f would be zero."""
+    k = torch.full((1, 1, 1, 1), 40.0)
+    _, state = hgrn2(torch.ones_like(k), k, torch.ones_like(k), mask=CAUSAL, impl="chunk")
+    torch.testing.assert_close(state["s"].item(), math.exp(-40), rtol=1e-5, atol=0)
+
+
+def test_lower_bounds_rise():
+    bounds = lower_bounds(torch.zeros(4, 2, 3))
+    assert torch.equal(bounds[:, 0, 0], torch.tensor([0.0, 0.25, 0.5, 0.75]))
+    bounds = lower_bounds(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    assert bool((bounds.diff(dim=0) > 0).all()) and bool((bounds[0] == 0).all()) and bool((bounds < 1).all())
+
+
+def test_bound_of_zero_has_a_gradient():
+    lower = torch.zeros(1, 2, requires_grad=True)
+    x = torch.randn(1, 5, 1, 2, generator=torch.Generator().manual_seed(0))
+    o, _ = hgrn2(x, -200 * x.abs(), x, lower=lower, mask=CAUSAL)
+    o.sum().backward()
+    assert bool(o.isfinite().all()) and bool(lower.grad.isfinite().all())
