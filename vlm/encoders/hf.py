@@ -1,19 +1,22 @@
 """HFVision: the vision tower of a Hugging Face checkpoint (CLIP, SigLIP, DINOv2), as LLaVA and its relatives use it.
 
 Origin:  https://github.com/huggingface/transformers
-Rule:    hidden state after one block, class and register tokens split off, in raster order
+Rule:    hidden state after one block, class and register tokens split off, in raster order;
+         scores for reducers from the attention of the same block
 Where:   the vision encoder
 Differs: blocks after the chosen one, pooling heads and norms that the chosen state does not pass are deleted
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from gnomon.vlm.encoders import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.layout import Features
 
@@ -76,11 +79,18 @@ class HFVision(Encoder):
             raise ValueError(f"image size {(height, width)} is not a multiple of the patch's {self.stride}; round it")
         # DINOv2 resamples its positions unasked
         options = {} if self.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
-        hidden = self.tower(pixels, **options).last_hidden_state
+        wanted = want & taps.NAMES
+        block = self.tower.get_submodule(_TOWERS[self.config.model_type][0])[-1]
+        with taps.watched(block) if wanted else nullcontext() as seen:
+            hidden = self.tower(pixels, **options).last_hidden_state
+        tokens, has_cls, scores = hidden[:, self.prefix :], self.prefix > 0, {}
+        if seen is not None:
+            scores = taps.read(seen, wanted, cells=tokens.shape[1], prefix=self.prefix, cls=has_cls)
         return Features(
-            tokens=hidden[:, self.prefix :],
+            tokens=tokens,
             grid=[(height // self.stride, width // self.stride)] * len(hidden),
-            cls=hidden[:, 0] if self.prefix else None,
+            cls=hidden[:, 0] if has_cls else None,
+            **scores,
         )
 
 

@@ -1,7 +1,8 @@
 """Timm: any vision transformer or convolutional network that timm knows.
 
 Origin:  https://github.com/huggingface/pytorch-image-models
-Rule:    the feature map of one block or stage, one token per cell in raster order; the last one with its final norm
+Rule:    the feature map of one block or stage, one token per cell in raster order; the last one with its final norm;
+         scores for reducers from the same block; a network without attention has the substitute of taps.py
 Where:   the vision encoder
 Differs: blocks after the chosen one are deleted, so that no parameter is left without a gradient
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +22,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gnomon.vlm.encoders import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.layout import Features
 
@@ -63,6 +66,7 @@ class Timm(Encoder):
         if lost := sorted(missing & model.state_dict().keys()):
             raise ValueError(f"weights {weights} lack {len(lost)} tensors of {name}, such as {lost[0]}; use its own")
         self.model = model
+        self.attends = taps.has_attention(model)
 
     def spec(self) -> dict[str, Any]:
         spec = super().spec()
@@ -84,20 +88,32 @@ class Timm(Encoder):
             raise ValueError(f"image size {size} does not fit this encoder: it takes {self.fixed} only; set image_size")
         if size[0] % self.stride or size[1] % self.stride:
             raise ValueError(f"image size {size} is not a multiple of the encoder's stride {self.stride}; round it")
+        wanted = want & taps.NAMES
         options = {"return_prefix_tokens": True} if self.has_prefix else {}
-        found = self.model.forward_intermediates(
-            pixels, indices=[self.index], norm=self.last, intermediates_only=True, **options
-        )[0]
+        with taps.watched(self._block()) if wanted and self.attends else nullcontext() as seen:
+            found = self.model.forward_intermediates(
+                pixels, indices=[self.index], norm=self.last, intermediates_only=True, **options
+            )[0]
         cells, prefix = found if self.has_prefix else (found, None)
         grid = (size[0] // self.stride, size[1] // self.stride)
         if cells.shape[1:] != (self.width, *grid):
             shapes = f"{tuple(cells.shape[1:])}, not {(self.width, *grid)}"
             raise ValueError(f"this timm model makes features of shape {shapes}; use another")
-        return Features(
-            tokens=cells.flatten(2).transpose(1, 2),
-            grid=[grid] * len(cells),
-            cls=prefix[:, 0] if self.has_cls else None,
-        )
+        tokens = cells.flatten(2).transpose(1, 2)
+        if seen is None:
+            scores = taps.substitute(tokens, wanted) if wanted else {}
+        else:
+            before = getattr(self.model, "num_prefix_tokens", 0)
+            scores = taps.read(seen, wanted, cells=tokens.shape[1], prefix=before, cls=self.has_cls)
+        cls = prefix[:, 0] if self.has_cls else None
+        return Features(tokens=tokens, grid=[grid] * len(cells), cls=cls, **scores)
+
+    def _block(self) -> nn.Module:
+        """The block whose output the features are."""
+        blocks = getattr(self.model, "blocks", ())
+        if len(blocks) != self.index + 1:
+            raise taps.unreadable()
+        return blocks[-1]
 
 
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, bool]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gnomon.vlm.part import Part
 from gnomon.vlm.plan import Position, ReductionPlan
@@ -59,15 +60,23 @@ class ReduceContext:
     pixels         (G,3,H,W) images in 0..1
     xyz            (G,N,3)   where each token's surface is, in metres
 
+    inside the encoder, where `layer` is the block acted in, of `steps` blocks, `full` the N of the first block:
+    keys           (G,N,D)   keys of this block
+    size           (G,N)     how many cells each token stands for
+    prefix                   number of class and register tokens, which stand before the others and are not in N
+
     of the decoder, where `layer` is the layer acted before, `step` its number in `layers`, `full` the N of the first layer:
     visual         (G,N)     the visual tokens' positions in their row
-    text_at        (G,Q)     the text tokens' positions in their row, -1 for none
+    text_at        (G,Q)     the text tokens' positions in their row, -1 for none; answers that are trained on do not count
     text           (G,Q,C)   text embeddings, as the first layer got them
     first          (G,F,C)   visual embeddings, as the first layer got them
     rows           (G,R,N)   attention of the asking rows (see `queries`), mean over heads, softmax over everything they see
     head_rows      (G,H,R,N) the same, head by head
+    received       (G,N)     attention that each token gets from all rows together, mean over heads
+    asking         (G,R)     the asking rows' positions in their row, -1 for none
     lm_keys        (G,S,HD)  the layer's keys with rotary applied, heads side by side, of the whole row
     normed         (G,S,C)   the whole row after the final norm
+    rotary         (G,S,2E)  the layer's rotary tables for the whole row, cosines and sines side by side
     """
 
     feats: Tensor
@@ -84,15 +93,21 @@ class ReduceContext:
     xyz: Tensor | None = None
     layer: int | None = None
     step: int = 0
+    steps: int = 0
     full: int = 0
+    size: Tensor | None = None
+    prefix: int = 0
     visual: Tensor | None = None
     text_at: Tensor | None = None
     text: Tensor | None = None
     first: Tensor | None = None
     rows: Tensor | None = None
     head_rows: Tensor | None = None
+    received: Tensor | None = None
+    asking: Tensor | None = None
     lm_keys: Tensor | None = None
     normed: Tensor | None = None
+    rotary: Tensor | None = None
 
 
 class TokenReducer(Part):
@@ -107,7 +122,11 @@ class TokenReducer(Part):
     For decoder layers:
     layers   acts before each of these (0 is the first), counted in steps by `ctx.step`
     score    "previous": attention of the layer before; "own": queries and keys of the layer itself, not run yet
-    queries  which positions of a row ask; by default its last token
+    queries  which positions of a row ask; by default its last token, and in training those right before the answers
+
+    For PIXEL and VIT_LAYER:
+    inside   whether it acts in the encoder, or on what the encoder yields; None: inside where the encoder's blocks can be
+             walked (encoders/blocks.py) and the connector merges no cells
     """
 
     stage: Stage
@@ -117,10 +136,13 @@ class TokenReducer(Part):
     position: Position | None = None
     layers: tuple[int, ...] = ()
     score: Literal["previous", "own"] = "previous"
+    inside: bool | None = None
 
     def __init__(self, ratio: float = 1.0, *, position: Position | None = None) -> None:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
-            raise ValueError(f"{type(self).__name__}: ratio {ratio!r} is not in (0, 1]; give the share of tokens to keep")
+            raise ValueError(
+                f"{type(self).__name__}: ratio {ratio!r} is not in (0, 1]; give the share of tokens to keep"
+            )
         if position not in (None, "keep", "repack", "centroid"):
             raise ValueError(f"{type(self).__name__}: position {position!r} is unknown; use keep, repack or centroid")
         self.ratio = float(ratio)
@@ -139,7 +161,7 @@ class TokenReducer(Part):
         raise NotImplementedError
 
     def queries(self, ctx: ReduceContext) -> Tensor | None:
-        """(G,R) positions of the asking rows, -1 for none; None: the last real token of each row."""
+        """(G,R) positions of the asking rows, -1 for none; None, or a row of -1: those by default."""
         return None
 
 
@@ -147,3 +169,56 @@ def top(scores: Tensor, count: int) -> Tensor:
     """(G,count) the largest of (G,N) scores in raster order; of equals the first, on every device."""
     order = torch.argsort(scores, dim=1, descending=True, stable=True)
     return order[:, :count].sort(1).values
+
+
+def outliers(scores: Tensor) -> Tensor:
+    """(G,N) bool: which of the scores lie above the upper fence of a box plot, Q3 + 1.5 (Q3 - Q1)."""
+    low, high = torch.quantile(scores, scores.new_tensor([0.25, 0.75]), dim=1, keepdim=True)
+    return scores > high + 1.5 * (high - low)
+
+
+def absorb(
+    scores: Tensor, keys: Tensor, order: Tensor, count: Tensor, *, neighbours: int, spare: bool
+) -> ReductionPlan:
+    """The first `count` (G,) tokens of `order` (G,N), each plus its nearest others weighed with their scores (G,N).
+
+    Nearest is the cosine of keys (G,N,D), and kept tokens count too. spare: one more token in the end is the sum of all
+    that are left out, weighed likewise, in the place of the first of them.
+    """
+    length = scores.shape[1]
+    anchor = order[:, : int(count.max()) + spare]
+    unit = F.normalize(keys.float(), dim=-1)
+    alike = unit.gather(1, anchor[..., None].expand(-1, -1, unit.shape[2])) @ unit.mT
+    alike = alike.scatter(2, anchor[..., None], float("-inf"))
+    sources = _largest(alike, min(neighbours, length - 1)).float()
+    own = torch.ones_like(anchor, dtype=scores.dtype)
+    if spare:
+        last = torch.arange(anchor.shape[1], device=order.device) == count[:, None]
+        left = (order.argsort(1) >= count[:, None])[:, None].to(sources.dtype)
+        sources = torch.where(last[..., None], left.expand_as(sources).scatter(2, anchor[..., None], 0.0), sources)
+        own = torch.where(last, scores.gather(1, anchor), own)
+    # a token's own place is its first source; behind it stand all tokens, mostly with weight 0
+    index = torch.cat([anchor[..., None], torch.arange(length, device=order.device).expand_as(sources)], 2)
+    weight = torch.cat([own[..., None], sources * scores[:, None]], 2)
+    return ReductionPlan(index, weight, count=count + spare)
+
+
+def farthest(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """(G,count) tokens, from distances (G,N,N): `first` (G,1), then each time the one whose nearest chosen one is farthest."""
+    # nearer than anything can be: what is chosen is never the farthest again
+    distance = distance.diagonal_scatter(distance.new_full(distance.shape[:2], -1), dim1=1, dim2=2)
+    picks, nearest = [first], None
+    for _ in range(count - 1):
+        row = distance.gather(1, picks[-1][..., None].expand(-1, -1, distance.shape[2]))[:, 0]
+        nearest = row if nearest is None else torch.minimum(nearest, row)
+        picks.append(nearest.argmax(1, keepdim=True))
+    return torch.cat(picks, 1)
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Bool: the `count` largest along the last axis, of equals the first; without sorting all."""
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    least = values.topk(count, dim=-1).values[..., -1:]
+    above, equal = values > least, values == least
+    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
