@@ -29,7 +29,9 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int, side: Litera
     kind = torch.full(shape, int(Kind.PAD))
     image, document = torch.full(shape, -1), torch.full(shape, -1)
     cell = torch.full((*shape, 2), -1)
-    position = torch.zeros(shape, dtype=torch.long)
+    axes = {1 if example.position is None else 3 for row in rows for example in row}
+    assert len(axes) == 1, "examples of one processor have positions of one kind"
+    position = torch.zeros((*axes, *shape), dtype=torch.long)
 
     for b, row in enumerate(rows):
         start = 0 if side == "right" else shape[1] - lengths[b]
@@ -44,10 +46,11 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int, side: Litera
             kind[b, at] = torch.where(visual, Kind.IMAGE, Kind.TEXT)
             image[b, at] = torch.where(visual, example.image + images, -1)
             cell[b, at] = example.cell
-            position[b, at] = torch.arange(len(example))
+            position[:, b, at] = torch.arange(len(example)) if example.position is None else example.position
             document[b, at] = d
             start, images = at.stop, images + len(example.pixels)
 
+    position = position[0] if len(position) == 1 else position
     return Batch(
         ids=ids,
         labels=labels,

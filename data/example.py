@@ -19,9 +19,11 @@ class Example:
     """
     ids     (T,) long      0 at image slots
     labels  (T,) long      IGNORE where not trained, and at the first token, which nothing predicts
-    image   (T,) long      which of the sample's images; -1 for text
-    cell    (T,2) long     row, column on that image's grid; -1 for text
-    pixels  I x (3,H,W)    uint8
+    image     (T,) long      which of `pixels`; -1 for text
+    cell      (T,2) long     row, column on that image's grid; -1 for text and the ends of rows
+    pixels    I x (3,H,W)    uint8: the sample's images, or the crops of each of them
+    begins    I              where in `ids` the sample's image begins that each of `pixels` is of
+    position  (3,T) long     ids on the axes time, row and column; None: tokens are counted
     """
 
     sample: str
@@ -30,6 +32,8 @@ class Example:
     image: Tensor
     cell: Tensor
     pixels: list[Tensor] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    position: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,10 +44,11 @@ class Example:
             return self
         image = int(self.image[length])
         if image >= 0:
-            length = int((self.image == image).nonzero()[0])
+            length = self.begins[image]
         kept = int(self.image[:length].max()) + 1 if length else 0
         columns = (column[:length] for column in (self.ids, self.labels, self.image, self.cell))
-        return Example(self.sample, *columns, self.pixels[:kept])
+        position = None if self.position is None else self.position[:, :length]
+        return Example(self.sample, *columns, self.pixels[:kept], self.begins[:kept], position)
 
 
 @dataclass
@@ -55,19 +60,50 @@ class Run:
     image: np.ndarray
     cell: np.ndarray
 
+    @property
+    def visual(self) -> bool:
+        return bool(len(self.image)) and self.image[0] >= 0
+
     @classmethod
     def text(cls, ids: np.ndarray, labels: np.ndarray) -> Run:
         return cls(ids, labels, np.full(len(ids), -1), np.full((len(ids), 2), -1))
 
     @classmethod
     def slots(cls, image: int, rows: int, columns: int) -> Run:
+        """All cells of one image in raster order."""
         count = rows * columns
         cell = np.stack(np.divmod(np.arange(count), columns), axis=1)
-        return cls(np.zeros(count, dtype=np.int64), np.full(count, IGNORE), np.full(count, image), cell)
+        return cls.cells(np.full(count, image), cell)
+
+    @classmethod
+    def cells(cls, image: np.ndarray, cell: np.ndarray) -> Run:
+        count = len(image)
+        return cls(np.zeros(count, dtype=np.int64), np.full(count, IGNORE), image, cell)
 
 
-def join(sample: str, runs: list[Run], pixels: list[Tensor]) -> Example:
+def join(sample: str, runs: list[Run], pixels: list[Tensor], *, grid: bool = False) -> Example:
+    """grid: give each token a position on three axes, as ImageSpec's `positions: grid` has it."""
     columns = ([getattr(run, name) for run in runs] for name in ("ids", "labels", "image", "cell"))
     example = Example(sample, *(torch.from_numpy(np.concatenate(column)) for column in columns), pixels)
     example.labels[:1] = IGNORE
+    start = 0
+    for run in runs:
+        if run.visual:
+            example.begins += [start] * (int(run.image.max()) + 1 - len(example.begins))
+        start += len(run.ids)
+    if grid:
+        example.position = torch.from_numpy(_grid_positions(runs))
     return example
+
+
+def _grid_positions(runs: list[Run]) -> np.ndarray:
+    """(3,T) text counts on all axes alike; an image stands at one time, and what follows behind its longer side."""
+    parts, start = [], 0
+    for run in runs:
+        if run.visual:
+            place = np.concatenate([np.zeros_like(run.cell[:, :1]), run.cell], axis=1).T
+        else:
+            place = np.arange(len(run.ids))[None].repeat(3, axis=0)
+        parts.append(place + start)
+        start += int(place.max(initial=-1)) + 1
+    return np.concatenate(parts, axis=1)

@@ -59,7 +59,7 @@ def prepare(pixels: np.ndarray, spec: ImageSpec) -> Tensor:
     image = Pillow.fromarray(pixels)
     height, width = spec.target(image.height, image.width)
     if spec.fit == "pad":
-        image = _pad(image, height, width, tuple(round(255 * value) for value in spec.mean))
+        image = _pad(image, height, width, tuple(int(255 * value) for value in spec.mean))
     elif spec.fit == "crop":
         image = _crop(image, height, width)
     elif image.size != (width, height):
@@ -88,18 +88,25 @@ def _rgb(image: Pillow.Image, name: str) -> Pillow.Image:
 
 
 def _pad(image: Pillow.Image, height: int, width: int, colour: tuple[int, ...]) -> Pillow.Image:
-    """Scale until it just fits, centred on the colour."""
-    scale = min(height / image.height, width / image.width)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = Pillow.new("RGB", (width, height), colour)
-    canvas.paste(image.resize(size, Pillow.Resampling.BICUBIC), ((width - size[0]) // 2, (height - size[1]) // 2))
-    return canvas
+    """Centred on a canvas of the colour that is just large enough, and scaled with it."""
+    scale = max(image.height / height, image.width / width)
+    size = max(image.width, round(width * scale)), max(image.height, round(height * scale))
+    if size[0] * size[1] > LIMIT:
+        # a strip would need a canvas that no memory holds: made smaller before it is laid on one
+        least = max(1, round(image.width / scale)), max(1, round(image.height / scale))
+        image, size = image.resize(least, Pillow.Resampling.BICUBIC), (width, height)
+    canvas = Pillow.new("RGB", size, colour)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas if size == (width, height) else canvas.resize((width, height), Pillow.Resampling.BICUBIC)
 
 
 def _crop(image: Pillow.Image, height: int, width: int) -> Pillow.Image:
     """Scale until the target is just covered, then cut the middle out."""
-    scale = max(height / image.height, width / image.width)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    # whole numbers: a side that comes out even must not be one short
+    if height * image.width > width * image.height:
+        size = height * image.width // image.height, height
+    else:
+        size = width, width * image.height // image.width
     image = image.resize(size, Pillow.Resampling.BICUBIC)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return image.crop((left, top, left + width, top + height))

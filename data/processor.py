@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
+from gnomon.data import anyres
 from gnomon.data.check import check, describe
 from gnomon.data.errors import BadSample, TooLong
 from gnomon.data.example import Example, Run, join
@@ -111,17 +113,43 @@ class Processor:
         runs: list[Run] = []
         if self._template.bos and self.tokenizer.bos_token_id is not None:
             runs.append(Run.text(np.asarray([self.tokenizer.bos_token_id]), np.asarray([IGNORE])))
-        start = 0
-        for k, piece in enumerate(text.split(IMAGE_MARK)):
+        for k, (ids, offsets) in enumerate(self._pieces(text)):
             if k:
-                image = prepare(load(sample.images[k - 1], name=f"image {k - 1} of {name}"), self.image)
-                runs.append(Run.slots(k - 1, *self.image.grid(*image.shape[1:])))
-                pixels.append(image)
-            if piece:
-                ids, offsets = (np.asarray(column, dtype=np.int64) for column in self._encode(piece))
-                first, last = offsets.reshape(-1, 2).T + start
+                image = load(sample.images[k - 1], name=f"image {k - 1} of {name}")
+                parts, run = self._picture(image, len(pixels))
+                runs.append(run)
+                pixels += parts
+            if len(ids):
+                first, last = offsets.T
                 runs.append(Run.text(ids, np.where(trained[last] > trained[first], ids, IGNORE)))
-            start += len(piece) + len(IMAGE_MARK)
         if not runs:
             raise BadSample(f"{name} leaves nothing to read with template {self.template!r}; drop it")
-        return join(sample.id, runs, pixels)
+        return join(sample.id, runs, pixels, grid=self.image.positions == "grid")
+
+    def _pieces(self, text: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Tokens (T,) of the text before, between and behind the image marks, and their characters (T,2) in it."""
+        mark = self._encode(IMAGE_MARK)[0] if IMAGE_MARK in text else []
+        if len(mark) == 1 and mark[0] != getattr(self.tokenizer, "unk_token_id", None):
+            # such a tokenizer may begin a text otherwise than what follows a mark, and its model knows the latter
+            ids, offsets = self._columns(text, 0)
+            at = np.flatnonzero(ids == mark[0])
+            if len(at) == text.count(IMAGE_MARK):
+                bounds = zip([0, *at + 1], [*at, len(ids)])
+                return [(ids[first:last], offsets[first:last]) for first, last in bounds]
+        pieces, start = [], 0
+        for piece in text.split(IMAGE_MARK):
+            pieces.append(self._columns(piece, start))
+            start += len(piece) + len(IMAGE_MARK)
+        return pieces
+
+    def _columns(self, text: str, start: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, offsets = (np.asarray(column, dtype=np.int64) for column in self._encode(text))
+        return ids, offsets.reshape(-1, 2) + start
+
+    def _picture(self, image: np.ndarray, number: int) -> tuple[list[Tensor], Run]:
+        """The pixels of one image, whole or in crops, and its tokens; `number` is how many pixels came before."""
+        if self.image.fit == "anyres":
+            crop, cell = anyres.slots(*image.shape[:2], self.image)
+            return anyres.crops(image, self.image), Run.cells(crop + number, cell)
+        pixels = prepare(image, self.image)
+        return [pixels], Run.slots(number, *self.image.grid(*pixels.shape[1:]))

@@ -25,6 +25,7 @@ class Template:
     lead           what separates the opening from the answer and is trained on (generation begins with it)
     start          opens the conversation; `bos` puts the tokenizer's own token there, if it has one
     default        system text of conversations that have none
+    image          what becomes of an image's mark and of a line break behind it; by default both stay
     tokens         what the tokenizer must know as single tokens
     """
 
@@ -38,6 +39,7 @@ class Template:
     start: str = ""
     bos: bool = False
     default: str | None = None
+    image: str = ""
     tokens: tuple[str, ...] = ()
     text: Literal["keep", "strip", "answers"] = "keep"
 
@@ -48,6 +50,8 @@ class Template:
         pieces, spans, length = [self.start], [], len(self.start)
         for turn in turns:
             text = turn.text.strip() if self.text == "strip" else turn.text
+            if self.image:
+                text = text.replace(f"{IMAGE_MARK}\n", IMAGE_MARK).replace(IMAGE_MARK, self.image)
             if turn.role == "assistant":
                 piece = self.assistant + self.lead + text + self.end + self.after
                 first = length + len(self.assistant)
@@ -64,7 +68,7 @@ class Template:
         return "".join(pieces), spans
 
 
-def _chatml(name: str, default: str | None = None) -> Template:
+def _chatml(name: str, default: str | None = None, image: str = "") -> Template:
     return Template(
         name,
         system="<|im_start|>system\n{}<|im_end|>\n",
@@ -73,6 +77,7 @@ def _chatml(name: str, default: str | None = None) -> Template:
         end="<|im_end|>",
         after="\n",
         default=default,
+        image=image,
         tokens=("<|im_start|>", "<|im_end|>"),
     )
 
@@ -99,10 +104,33 @@ _TEMPLATES = (
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
         tokens=("</s>",),
     ),
+    # what Hugging Face's processors make of LLaVA-1.5's, and of LLaVA-NeXT's on Vicuna and on Mistral
+    Template(
+        "llava",
+        system="{} ",
+        user="USER: {} ",
+        assistant="ASSISTANT:",
+        lead=" ",
+        end="</s>",
+        bos=True,
+        tokens=("</s>",),
+    ),
+    Template(
+        "mistral",
+        system="<<SYS>>\n{}\n<</SYS>>\n\n",
+        user="[INST] {} [/INST]",
+        assistant="",
+        lead=" ",
+        end="</s>",
+        after=" ",
+        bos=True,
+        tokens=("</s>",),
+    ),
     _chatml("chatml"),
     _chatml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     _chatml("qwen2", "You are a helpful assistant."),
     _chatml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    _chatml("qwen2.5_vl", "You are a helpful assistant.", f"<|vision_start|>{IMAGE_MARK}<|vision_end|>"),
     Template(
         "llama3",
         system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
@@ -115,6 +143,18 @@ _TEMPLATES = (
     ),
 )
 TEMPLATES = {template.name: template for template in _TEMPLATES}
+
+
+def matching(prompts: Sequence[tuple[Sequence[Turn], str]], bos: str | None) -> list[str]:
+    """Templates that make these texts of these conversations, with or without the tokenizer's own beginning."""
+    found = []
+    for name, one in TEMPLATES.items():
+        # the tokenizer puts its beginning before a text that has none
+        begin = bos if one.bos and bos else ""
+        texts = [begin + one.render(turns, add_generation_prompt=True)[0] for turns, _ in prompts]
+        if all(text in (given, begin + given) for text, (_, given) in zip(texts, prompts)):
+            found.append(name)
+    return found
 
 
 def template(name: str) -> Template:

@@ -34,14 +34,20 @@ class Loaded:
 
 
 def open_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """auto: the first GPU with bfloat16 where it has that, else the CPU with float32."""
+    """The model of a directory; for auto see `place`."""
     folder = resolve(name)
-    where = _device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    where, dtype = place(device, dtype)
     model = load(folder, device=where, dtype=DTYPES[dtype])
     processor = Processor(model.tokenizer, model.template, model.image)
     return Loaded(_title(folder.resolve()), folder, model, processor, where, dtype)
+
+
+def place(device: str, dtype: str) -> tuple[torch.device, str]:
+    """auto: the first GPU with bfloat16 where it has that, else the CPU with float32."""
+    where = _device(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return where, dtype
 
 
 def _title(folder: Path) -> str:

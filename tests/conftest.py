@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,5 +64,25 @@ def tiny(tokenizer: Path) -> Callable[..., VLM]:
             CausalLM(config={**QWEN2, **(lm or {})}, tokenizer=str(words)),
             **{"image_size": (32, 32), **options},
         ).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of one of the tiny checkpoints of tests/vlm/importing/checkpoints.py, made once."""
+    made: dict[str, Path] = {}
+    # tests are no package: what two folders of them share is loaded from its file
+    file = Path(__file__).parent / "vlm" / "importing" / "checkpoints.py"
+    spec = importlib.util.spec_from_file_location("checkpoints", file)
+
+    def make(name: str) -> Path:
+        if name not in made:
+            makers = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(makers)
+            torch.manual_seed(0)
+            made[name] = tmp_path_factory.mktemp("checkpoints") / name
+            makers.MAKERS[name](made[name])
+        return made[name]
 
     return make

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gnomon.vlm.layout import Batch, TokenLayout
 from gnomon.vlm.model import VLM
@@ -138,10 +139,11 @@ def _passed(forward: float, gradient: bool) -> Cost:
 
 def _pairs(layout: TokenLayout, window: int | None) -> int:
     """Pairs of a query and a key that it sees: causal, within a document, within the window."""
-    if layout.document is None:
-        seen = layout.visible.long().cumsum(1)[layout.visible]
-    else:
-        seen = layout.position[layout.visible] + 1
+    seen = layout.visible.long().cumsum(1)
+    if layout.document is not None:
+        begins = F.pad(layout.document[:, 1:] != layout.document[:, :-1], (1, 0), value=True)
+        seen = seen - torch.where(begins, seen - 1, 0).cummax(1).values
+    seen = seen[layout.visible]
     return int((seen if window is None else seen.clamp(max=window)).sum())
 
 

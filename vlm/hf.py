@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -34,8 +35,23 @@ from gnomon.vlm.scores import Projected
 if TYPE_CHECKING:
     from gnomon.vlm.executor import LayerReduction
 
-SUPPORTED = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+SUPPORTED = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen2_5_vl_text",
+    "qwen3",
+    "smollm3",
+)
 """Model types whose own forward the loop reproduces bit by bit; each is in the tests."""
+
+_HEADLESS = ("qwen2_5_vl_text",)
+"""Those that transformers has no causal-LM class for; their positions have three axes."""
 
 _WATCHED = "gnomon_watched"
 
@@ -81,6 +97,11 @@ class CausalLM(Part, nn.Module):
         return self.model.config.hidden_size
 
     @property
+    def axes(self) -> int:
+        """Of the positions that it tells apart: 3 for time, row and column, else 1."""
+        return 3 if self.model.config.model_type in _HEADLESS else 1
+
+    @property
     def layers(self) -> nn.ModuleList:
         return self.model.model.layers
 
@@ -120,7 +141,10 @@ class CausalLM(Part, nn.Module):
 
     def rotary(self, hidden: Tensor, position: Tensor) -> Tables:
         """The (cos, sin) of every layer, in the dtype and on the device of the hidden states."""
-        if position.dim() != 2:
+        if self.axes == 3:
+            # text has the same id on all axes
+            position = position.expand(3, -1, -1)
+        elif position.dim() != 2:
             raise ValueError(
                 f"positions of shape {tuple(position.shape)}: the rotary tables of a text decoder take (B,T); "
                 "use a position policy with one axis"
@@ -171,6 +195,23 @@ class CausalLM(Part, nn.Module):
         config["dtype"] = str(self.model.dtype).removeprefix("torch.")
         args = {"config": config, "attention": self.attention, "checkpointing": self.checkpointing}
         return {**super().spec(), "init_args": args}
+
+
+class _Headed(nn.Module):
+    """A decoder that transformers has no causal-LM class for, with a head; parts are named as in such classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False, dtype=model.dtype)
+        if getattr(self.config, "tie_word_embeddings", False):
+            self.lm_head.weight = model.embed_tokens.weight
+        else:
+            nn.init.normal_(self.lm_head.weight, std=self.config.initializer_range)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
 
 
 class _Enough(Exception):
@@ -232,6 +273,8 @@ def _random(config: dict[str, Any], dtype: torch.dtype | None, attention: str) -
     with _reading(f"language model config of type {kind!r}"):
         resolved = AutoConfig.for_model(kind, **arguments)
     _check_config(resolved, attention)
+    if kind in _HEADLESS:
+        return _Headed(AutoModel.from_config(resolved, attn_implementation=attention, dtype=dtype or own))
     return AutoModelForCausalLM.from_config(resolved, attn_implementation=attention, dtype=dtype or own)
 
 
@@ -294,6 +337,8 @@ def _check_config(config: Any, attention: str) -> None:
         raise ValueError(_unsupported(config.model_type))
     if getattr(config, "use_bidirectional_attention", False):
         raise ValueError(f"{config.model_type} with use_bidirectional_attention is an encoder; use a causal model")
+    if config.model_type in _HEADLESS and set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise ValueError(f"{config.model_type} with sliding windows is not supported; use one with full attention")
     # these take masks in a form of their own
     foreign = attention == "flex_attention" or attention.startswith(("flash_attention", "paged|"))
     if foreign or attention not in (*ALL_ATTENTION_FUNCTIONS, "eager"):

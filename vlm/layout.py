@@ -47,9 +47,9 @@ class TokenLayout(Movable):
     """What stands at every position of a batch of sequences.
 
     kind      (B,T) long          Kind
-    image     (B,T) long          which image of its row, in order of appearance; -1 for text and padding
-    cell      (B,T,2) long        row, column on that image's token grid; -1 for text and padding
-    position  (B,T) or (3,B,T)    position ids as the language model gets them
+    image     (B,T) long          which image (or crop) of its row, in order of appearance; -1 for text and padding
+    cell      (B,T,2) long        row, column on that image's token grid; -1 for text, padding and marks like row ends
+    position  (B,T) or (3,B,T)    position ids as the language model gets them; three axes are time, row and column
     document  (B,T) long | None   which packed sample; None: one sample per row
     """
 
@@ -192,11 +192,16 @@ class Batch(Movable):
 class ImageSpec:
     """How an image of any size becomes pixels, and how many tokens it then takes. Saved with the model.
 
-    fit     "resize" (to `size`, aspect ignored), "pad" (aspect kept, centred on the mean colour),
-            "crop" (shorter side fitted, centre cut), "native" (own size, each side rounded to whole cells)
-    size    (H,W) for all but native
-    cell    pixels per token and side: the encoder's stride times the connector's merging
-    limit   most pixels that "native" keeps; larger images are scaled down
+    fit        "resize" (to `size`, aspect ignored), "pad" (aspect kept, centred on the mean colour),
+               "crop" (shorter side fitted, centre cut), "native" (own size, each side rounded to whole cells),
+               "anyres" (the whole at `size`, and crops of `size` of the image scaled to the best of `canvases`)
+    size       (H,W) for all but native
+    cell       pixels per token and side: the encoder's stride times the connector's merging
+    limit      most pixels that "native" keeps; larger images are scaled down
+    least      fewest pixels that "native" keeps; smaller images are scaled up
+    canvases   (H,W) each, for anyres: whole crops high and wide
+    positions  "sequence": ids count tokens; "grid": on three axes, an image's tokens have one time and their row and
+               column, and what follows goes on behind the longer side (M-RoPE)
     """
 
     size: tuple[int, int] | None
@@ -205,25 +210,43 @@ class ImageSpec:
     limit: int = 1 << 20
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    least: int = 0
+    canvases: Sequence[tuple[int, int]] = ()
+    positions: str = "sequence"
 
     def __post_init__(self) -> None:
-        if self.fit not in ("resize", "pad", "crop", "native"):
-            raise ValueError(f"image fit {self.fit!r} is unknown; use resize, pad, crop or native")
+        if self.fit not in ("resize", "pad", "crop", "native", "anyres"):
+            raise ValueError(f"image fit {self.fit!r} is unknown; use resize, pad, crop, native or anyres")
+        if self.positions not in ("sequence", "grid"):
+            raise ValueError(f"image positions {self.positions!r} are unknown; use sequence or grid")
+        if bool(self.canvases) != (self.fit == "anyres"):
+            count = len(self.canvases)
+            raise ValueError(f"image fit {self.fit!r} with {count} canvases: anyres needs some, others take none")
+        if self.fit == "anyres" and self.positions == "grid":
+            raise ValueError("image fit 'anyres' with positions 'grid': crops have no common grid; use sequence")
         if (self.size is None) != (self.fit == "native"):
             raise ValueError(f"image fit {self.fit!r} with size {self.size}: native takes no size, all others need one")
         if self.size is not None and any(side % self.cell or side < self.cell for side in self.size):
             raise ValueError(f"image size {tuple(self.size)} is not a multiple of {self.cell} pixels per token; round it")
+        for canvas in self.canvases:
+            if any(side % unit or side < unit for side, unit in zip(canvas, self.size)):
+                raise ValueError(f"canvas {tuple(canvas)} is not whole crops of {tuple(self.size)}; correct it")
+        if not 0 <= self.least <= self.limit:
+            raise ValueError(f"image least {self.least} is not between 0 and the limit of {self.limit}; correct it")
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Pixel size that an image of this size is brought to."""
         if self.size is not None:
             return self.size[0], self.size[1]
-        scale = min(1.0, math.sqrt(self.limit / (height * width)))
-
-        def side(pixels: float) -> int:
-            return max(self.cell, round(pixels * scale / self.cell) * self.cell)
-
-        return side(height), side(width)
+        cell = self.cell
+        sides = [round(side / cell) * cell for side in (height, width)]
+        if sides[0] * sides[1] > self.limit:
+            scale = math.sqrt(height * width / self.limit)
+            sides = [math.floor(side / scale / cell) * cell for side in (height, width)]
+        elif sides[0] * sides[1] < self.least:
+            scale = math.sqrt(self.least / (height * width))
+            sides = [math.ceil(side * scale / cell) * cell for side in (height, width)]
+        return max(cell, sides[0]), max(cell, sides[1])
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns of an image that has its target size."""

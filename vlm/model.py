@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
+from gnomon.vlm.encoders.blocks import reduced, tower_of
 from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, image_slots, place, policy, reduce_images
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
@@ -121,6 +122,20 @@ class VLM(nn.Module):
         """A ValueError for reducers that this model cannot run, before any work."""
         inside = [reducer for reducer in reducers if reducer.stage is Stage.LLM_LAYER]
         LayerReduction(inside, samples=(), probe=self.lm, depth=len(self.lm.layers))
+        for reducer in reducers:
+            self.in_encoder(reducer)
+
+    def in_encoder(self, reducer: TokenReducer) -> bool:
+        """Whether a reducer acts before or between the encoder's blocks; where it cannot, it acts behind them."""
+        if reducer.stage not in (Stage.PIXEL, Stage.VIT_LAYER) or reducer.inside is False:
+            return False
+        able = self.connector.merge == 1 and tower_of(self.encoder) is not None
+        if reducer.inside and not able:
+            raise ValueError(
+                f"{type(reducer).__name__} with inside: true, but this encoder's blocks cannot be walked, or the "
+                f"connector merges cells (by {self.connector.merge}); leave `inside` out to act on the output"
+            )
+        return able
 
     @property
     def active(self) -> list[TokenReducer]:
@@ -133,8 +148,8 @@ class VLM(nn.Module):
         reducers: what asks the encoder for more than features; by default the model's own.
         """
         reducers = self.active if reducers is None else reducers
-        want = frozenset(name for reducer in reducers for name in reducer.needs)
-        early = [r for r in reducers if r.stage in (Stage.PIXEL, Stage.VIT_LAYER)]
+        early = [r for r in reducers if self.in_encoder(r)]
+        want = frozenset(name for reducer in reducers if reducer not in early for name in reducer.needs)
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             sizes.setdefault((image.shape[1], image.shape[2]), []).append(i)
@@ -143,7 +158,7 @@ class VLM(nn.Module):
             pixels = torch.stack([images[i] for i in members]).to(self.mean.device).float() / 255
             normal = ((pixels - self.mean.float()) / self.std.float()).to(_dtype(self.encoder))
             if early:
-                features = self.encoder.reduced(normal, pixels, early, want)
+                features = reduced(self.encoder, normal, pixels, early, want)
             else:
                 features = self.encoder(normal, want) if want else self.encoder(normal)
             groups.append(Seen(members, features, pixels))
@@ -156,7 +171,8 @@ class VLM(nn.Module):
         them all: then what acts before it acts behind it, on the merged cells.
         """
         features = seen.features
-        before = [r for r in self.active if r.stage is Stage.POST_ENCODER]
+        before = [r for r in self.active if r.stage in (Stage.PIXEL, Stage.VIT_LAYER) and not self.in_encoder(r)]
+        before += [r for r in self.active if r.stage is Stage.POST_ENCODER]
         after = [r for r in self.active if r.stage is Stage.POST_PROJECTOR]
         if self.connector.merge > 1:
             before, after = [], before + after

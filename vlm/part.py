@@ -24,7 +24,9 @@ class Part:
 
     def spec(self) -> dict[str, Any]:
         """`{"class_path": ..., "init_args": ...}` in plain types, as YAML and JSON hold it."""
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": dict(self.init_args)}
+        # JSON knows no tuples
+        args = {name: list(value) if isinstance(value, tuple) else value for name, value in self.init_args.items()}
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
 
 
 def build(spec: dict[str, Any], family: type[T]) -> T:

@@ -134,6 +134,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def describe(model: VLM) -> dict[str, Any]:
     """VLM's arguments in plain types: what `from_config` takes."""
     image = model.image
+    # what few models need is written for those alone
+    rare = {"least": image.least, "canvases": [list(c) for c in image.canvases], "positions": image.positions}
+    usual = {"least": 0, "canvases": [], "positions": "sequence"}
     return {
         **{name: getattr(model, name).spec() for name in _FAMILIES},
         "image_size": None if image.size is None else list(image.size),
@@ -141,6 +144,7 @@ def describe(model: VLM) -> dict[str, Any]:
         "image_limit": image.limit,
         "image_mean": list(image.mean),
         "image_std": list(image.std),
+        **{f"image_{name}": value for name, value in rare.items() if value != usual[name]},
         "template": model.template,
         "reducers": [reducer.spec() for reducer in model.reducers],
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from gnomon.data.errors import BadImage
 from gnomon.data.image import load, prepare
@@ -150,13 +151,25 @@ def test_pad_centres_on_the_mean_colour():
     out = prepare(np.zeros((4, 8, 3), np.uint8), ImageSpec((8, 8), 4, fit="pad", mean=(1.0, 0.5, 0.0)))
     assert (out[:, 2:6] == 0).all()
     for edge in (out[:, :2], out[:, 6:]):
-        assert edge.flatten(1).unique(dim=1).flatten().tolist() == [255, 128, 0]
+        assert edge.flatten(1).unique(dim=1).flatten().tolist() == [255, 127, 0]
 
 
 def test_crop_keeps_the_middle():
     stripes = np.repeat(np.eye(3, dtype=np.uint8) * 255, 30, axis=0)[None].repeat(30, axis=0)
     out = prepare(stripes, ImageSpec((30, 30), 10, fit="crop"))
     assert out.flatten(1).unique(dim=1).flatten().tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (24, 24), (7, 90), (24, 47)])
+@pytest.mark.parametrize("fit", ["pad", "crop", "resize"])
+def test_the_pixels_of_transformers(fit, shape):
+    """LLaVA's image processor, with its colour of padding and its rounding."""
+    mean, size = (0.48, 0.46, 0.41), {"height": 24, "width": 24}
+    given = {"size": {"shortest_edge": 24} if fit == "crop" else size, "crop_size": size, "resample": 3}
+    original = LlavaImageProcessorPil(**given, do_pad=fit == "pad", do_center_crop=fit == "crop", image_mean=mean)
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    theirs = original(pixels, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(prepare(pixels, ImageSpec((24, 24), 4, fit=fit, mean=mean)), theirs.to(torch.uint8))
 
 
 @pytest.mark.parametrize(("height", "width", "expected"), [(30, 50, (28, 56)), (5, 5, (14, 14)), (200, 100, (56, 28))])

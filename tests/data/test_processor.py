@@ -2,7 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from gnomon.data.collate import collate, collate_rows
 from gnomon.data.errors import BadImage, BadSample, TooLong
 from gnomon.data.processor import Processor
 from gnomon.data.sample import Sample, Turn
@@ -196,3 +200,56 @@ def test_user_mistakes(demo_tokenizer):
         Processor(demo_tokenizer, "chatml", GRID)
     with pytest.raises(ValueError, match="overlong 'cut' is unknown"):
         Processor(demo_tokenizer, "demo", GRID, overlong="cut")
+
+
+def test_three_axes_by_hand(demo_tokenizer):
+    """Text counts on all axes alike; an image stands at one time, and text goes on behind its longer side."""
+    processor = Processor(demo_tokenizer, "demo", replace(GRID, positions="grid"))
+    example = processor.example(sample("a<image>b", "cd"), train=True)
+    words, after = [0, 1], [5, 6, 7, 8, 9]
+    assert example.position.tolist() == [
+        [*words, 2, 2, 2, 2, 2, 2, *after],
+        [*words, 2, 2, 2, 3, 3, 3, *after],
+        [*words, 2, 3, 4, 2, 3, 4, *after],
+    ]
+    assert torch.equal(example.cut(5).position, example.position[:, :2])
+    rows = collate_rows([[example, processor.example(sample("x", "y"), train=True)]], pad_id=9)
+    assert rows.layout.position.shape == (3, 1, 18)
+    assert rows.layout.position[:, 0, 13:].tolist() == [list(range(5))] * 3
+    padded = collate([example, processor.example(sample("x", "y"), train=True)], pad_id=9, side="left")
+    assert padded.layout.position[:, 1].tolist() == [[0] * 8 + list(range(5))] * 3
+
+
+def test_crops_of_an_image_by_hand(demo_tokenizer):
+    spec = ImageSpec((2, 2), 2, fit="anyres", canvases=((2, 4), (4, 2)))
+    pictures = tuple(np.zeros(shape, np.uint8) for shape in ((2, 4, 3), (8, 4, 3)))
+    talk = replace(sample("a<image><image>b", "c"), images=pictures)
+    example = Processor(demo_tokenizer, "demo", spec).example(talk, train=True)
+    # whole, two crops side by side, end of the row; whole, crop, end, crop, end
+    assert example.image.tolist() == [-1, -1, 0, 1, 2, 2, 3, 4, 4, 5, 5, *[-1] * 4]
+    ends = [[-1, -1]]
+    assert example.cell[2:11].tolist() == [[0, 0]] * 3 + ends + [[0, 0]] * 2 + ends + [[0, 0]] + ends
+    assert [tuple(p.shape) for p in example.pixels] == [(3, 2, 2)] * 6
+    # an image that does not fit whole goes, with all its crops
+    for length, left, crops in ((10, 6, 3), (7, 6, 3), (6, 6, 3), (5, 2, 0), (3, 2, 0)):
+        assert (len(example.cut(length)), len(example.cut(length).pixels)) == (left, crops)
+    layout = collate([example], pad_id=0).layout
+    assert layout.is_image.sum() == 9 and layout.position.tolist() == [list(range(15))]
+
+
+@pytest.mark.parametrize("template", ["llava", "mistral"])
+def test_a_tokenizer_that_knows_the_mark_reads_the_text_whole(template):
+    """Llama's tokenizers begin a text with a space of their own, and not what follows an image."""
+    pieces = ["<unk>", "<s>", "</s>", "<image>", "\u2581", "\n", *map(chr, range(33, 127))]
+    words = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>", "<image>")]
+    words.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    processor = Processor(tokenizer, template, GRID)
+    example = processor.example(sample("<image>\nWhy<image>?", "Yes"), train=True)
+    text, _ = processor._template.render(sample("<image>\nWhy<image>?", "Yes").turns)
+    whole = [1, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert example.ids[example.image < 0].tolist() == [token for token in whole if token != 3]
+    assert example.image.unique().tolist() == [-1, 0, 1]
+    assert tokenizer.convert_ids_to_tokens(example.labels[example.labels >= 0].tolist()) == [*"\u2581Yes", "</s>"]

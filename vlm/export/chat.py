@@ -19,6 +19,7 @@ _JINJA = """\
 {%- if default and messages[0]["role"] != "system" -%}{{ system[0] + default + system[1] }}{%- endif -%}
 {%- for message in messages -%}
 {%- set text = flat(message["content"]) -%}
+{%- if image -%}{%- set text = text | replace("<image>\\n", "<image>") | replace("<image>", image) -%}{%- endif -%}
 {%- if strip -%}{%- set text = text | trim -%}{%- endif -%}
 {%- if message["role"] == "system" -%}{{ system[0] + text + system[1] }}
 {%- elif message["role"] == "user" -%}{{ user[0] + text + user[1] }}
@@ -31,7 +32,10 @@ _JINJA = """\
 
 @dataclass(frozen=True)
 class _Chat:
-    """What surrounds each role's text; `lead` separates the assistant's opening from its answer."""
+    """What surrounds each role's text; `lead` separates the assistant's opening from its answer.
+
+    image: what becomes of an image's mark and of a line break behind it; by default both stay.
+    """
 
     system: tuple[str, str]
     user: tuple[str, str]
@@ -41,6 +45,7 @@ class _Chat:
     start: str = ""
     bos: bool = False
     default: str = ""
+    image: str = ""
     strip: bool = False
 
     def jinja(self) -> str:
@@ -48,11 +53,11 @@ class _Chat:
         return "".join(f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in asdict(self).items()) + _JINJA
 
 
-def _chatml(default: str = "") -> _Chat:
+def _chatml(default: str = "", image: str = "") -> _Chat:
     def role(name: str) -> tuple[str, str]:
         return f"<|im_start|>{name}\n", "<|im_end|>\n"
 
-    return _Chat(role("system"), role("user"), *role("assistant"), default=default)
+    return _Chat(role("system"), role("user"), *role("assistant"), default=default, image=image)
 
 
 def _llama3(name: str) -> tuple[str, str]:
@@ -64,6 +69,9 @@ _CHATS = {
     "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
     "qwen2": _chatml("You are a helpful assistant."),
     "qwen2.5": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "qwen2.5_vl": _chatml("You are a helpful assistant.", "<|vision_start|><image><|vision_end|>"),
+    "llava": _Chat(("", " "), ("USER: ", " "), "ASSISTANT:", "</s>", lead=" ", bos=True),
+    "mistral": _Chat(("<<SYS>>\n", "\n<</SYS>>\n\n"), ("[INST] ", " [/INST]"), "", "</s> ", lead=" ", bos=True),
     "vicuna": _Chat(
         ("", " "),
         ("USER: ", " "),
