@@ -27,7 +27,7 @@ FAMILIES = {
     "probes": "eval/probes",
 }
 FIELDS = ("Paper", "Origin", "Rule", "Where", "Differs")
-HELPERS = {"base"}
+HELPERS = {"base", "blocks", "taps"}
 """Files of a family's folder that are no method."""
 
 

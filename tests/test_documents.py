@@ -13,6 +13,7 @@ from gnomon.cli.main import COMMANDS
 from gnomon.cli.methods import header
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.layout import Features
+from gnomon.vlm.reduction.base import ReduceContext
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +56,7 @@ def test_links_and_paths_exist(name):
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), f"{name} links to {target}"
     for path in re.findall(r"`((?:bench|configs|data|docs|eval|kernels|tests|train|vlm)/[\w./-]*)`", text):
-        if "NAME" not in path and "gated" not in path:
+        if not any(word in path for word in ("NAME", "gated", "brightest")):
             assert (ROOT / path).exists(), f"{name} names {path}"
 
 
@@ -70,3 +71,16 @@ def test_the_connector_of_contributing_works():
     tokens = torch.randn(2, 6, 8)
     out = connector({"vision": Features(tokens, [(2, 3), (2, 3)])})
     torch.testing.assert_close(out.tokens, 0.5 * connector.linear(tokens))
+
+
+def test_the_reducer_of_contributing_works():
+    code = next(block for block in blocks(CONTRIBUTING, "python") if "class Brightest" in block)
+    assert header(code)["rule"]
+    scope = {"__name__": "brightest"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), scope)
+    pixels = torch.zeros(1, 3, 16, 24)
+    pixels[0, :, 8:, :8], pixels[0, :, :8, 16:] = 1.0, 0.5
+    cell = torch.cartesian_prod(torch.arange(2), torch.arange(3))[None]
+    ctx = ReduceContext(torch.zeros(1, 6, 4), ["a#0"], cell, cell[..., 0] * 0, grid=(2, 3), pixels=pixels)
+    # cell 3 is white, cell 2 is grey, and order is raster order
+    assert scope["Brightest"](1 / 3).plan(ctx).index[0, :, 0].tolist() == [2, 3]

@@ -14,23 +14,44 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import record_function
 
 from gnomon.vlm.decoder import Span
-from gnomon.vlm.layout import Features, Kind, TokenLayout
+from gnomon.vlm.layout import IGNORE, Features, Kind, TokenLayout
 from gnomon.vlm.plan import Position, ReductionPlan
+from gnomon.vlm.ragged import by_count, together
 from gnomon.vlm.reduction.base import ReduceContext, TokenReducer
 from gnomon.vlm.rewrite import Placed, Rewrite, rewrite
 from gnomon.vlm.scores import Projected, rows
 
+CHOOSING = "gnomon::choosing"
+"""What profilers call the making of scores and plans."""
+
 _TAPPED = ("saliency", "keys", "wide_saliency", "wide_keys", "cls", "xyz")
+_ATTENTION = frozenset({"rows", "head_rows", "received"})
+_PROJECTED = _ATTENTION | {"lm_keys"}
 
 
-def reduce_images(reducer: TokenReducer, features: Features, *, names: list[str], pixels: Tensor, image: Tensor) -> Features:
+def reduce_images(
+    reducer: TokenReducer, features: Features, *, names: list[str], pixels: Tensor, image: Tensor
+) -> Features:
     """Features of images of one size with the reducer's plan carried out; `image` (G,) is their number in their row."""
+    parts = []
+    for at, part in by_count(features):
+        own = [names[i] for i in at]
+        parts.append((at, _reduce(reducer, part, names=own, pixels=pixels[at], image=image[at])))
+    return together(parts)
+
+
+def _reduce(reducer: TokenReducer, features: Features, *, names: list[str], pixels: Tensor, image: Tensor) -> Features:
+    """The same for images with equally many tokens."""
     count = features.tokens.shape[1]
     needs = reducer.needs
     if "grid" in needs and features.plan is not None:
-        raise ValueError(f"{type(reducer).__name__} needs a whole grid, but a reducer before it thinned it out; swap them")
+        raise ValueError(
+            f"{type(reducer).__name__} needs a whole grid, but a reducer before it thinned it out; swap them"
+        )
     ctx = ReduceContext(
         feats=features.tokens,
         names=names,
@@ -42,8 +63,11 @@ def reduce_images(reducer: TokenReducer, features: Features, *, names: list[str]
     )
     missing = sorted(name for name in needs if name in _TAPPED and name != "cls" and getattr(ctx, name) is None)
     if missing:
-        raise ValueError(f"{type(reducer).__name__} needs {', '.join(missing)}, which the model or the data does not give")
-    plan = reducer.plan(ctx)
+        raise ValueError(
+            f"{type(reducer).__name__} needs {', '.join(missing)}, which the model or the data does not give"
+        )
+    with record_function(CHOOSING):
+        plan = reducer.plan(ctx)
     return features.reduced(plan)
 
 
@@ -68,7 +92,7 @@ def _plan(features: Features) -> ReductionPlan:
 
 
 def image_slots(layout: TokenLayout, grid: list[tuple[int, int]]) -> Tensor:
-    """(I,N) the flat position of every cell of every image in raster order, -1 for cells that are not in the sequence."""
+    """(I,N) the flat position of every cell of every image in raster order, -1 for those not in the sequence."""
     slots = torch.full((len(grid), max(h * w for h, w in grid)), -1, device=layout.kind.device)
     flat = (layout.is_image & (layout.cell[..., 0] >= 0)).flatten().nonzero()[:, 0]
     number = image_numbers(layout).flatten()[flat]
@@ -109,6 +133,9 @@ def image_names(layout: TokenLayout, samples: Sequence[str]) -> list[str]:
 
 def policy(reducer: TokenReducer, layout: TokenLayout, *, inside: bool) -> Position:
     """The reducer's own choice of position ids, or what its place in the model asks for."""
+    # a method's habit of numbering anew was made for one axis; who asks for it gets it all the same
+    if layout.position.dim() == 3 and reducer.position == "repack" and reducer.init_args.get("position") is None:
+        return "keep"
     if reducer.position is not None:
         return reducer.position
     return "keep" if inside or layout.position.dim() == 3 else "repack"
@@ -133,12 +160,20 @@ class LayerReduction:
     """The reducers that act between decoder layers, during one prefill.
 
     samples: their ids, row by row (packed: document by document).
+    labels: (B,T) in training; what an answer says must not decide what is left to answer from.
     """
 
-    def __init__(self, reducers: Sequence[TokenReducer], *, samples: Sequence[str], probe: Probe, depth: int) -> None:
-        self.reducers, self.samples, self.probe = list(reducers), samples, probe
+    def __init__(
+        self,
+        reducers: Sequence[TokenReducer],
+        *,
+        samples: Sequence[str],
+        probe: Probe,
+        depth: int,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.reducers, self.samples, self.probe, self.labels = list(reducers), samples, probe, labels
         self.rewrites: list[Rewrite] = []
-        self._recorded: list[Projected] = []
         for reducer in self.reducers:
             if max(reducer.layers) >= depth:
                 raise ValueError(
@@ -151,38 +186,56 @@ class LayerReduction:
 
     def begin(self, hidden: Tensor, layout: TokenLayout) -> None:
         """What the first layer gets."""
-        self._hidden, self._layout = hidden, layout
+        self._hidden, self._layout, self._labels = hidden.detach(), layout, self.labels
         self._full = torch.bincount(_group_ids(layout), minlength=int(sample_numbers(layout).max()) + 1)
 
     def record(self, index: int) -> AbstractContextManager[list[Projected]] | None:
         """How to run layer `index`, when a reducer behind it wants to know its attention."""
-        wanted = any(
-            index + 1 in r.layers and r.score == "previous" and r.needs & {"rows", "head_rows", "lm_keys"}
-            for r in self.reducers
-        )
+        wanted = any(index + 1 in r.layers and r.score == "previous" and r.needs & _PROJECTED for r in self.reducers)
         return self.probe.recording(index) if wanted else None
 
     def apply(
-        self, index: int, hidden: Tensor, layout: TokenLayout, seen: list[Projected], inputs: Callable[[], dict[str, Any]]
+        self,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        seen: list[Projected],
+        inputs: Callable[[], dict[str, Any]],
     ) -> tuple[Tensor, TokenLayout] | None:
         """The sequence that layer `index` gets; None: as it is. seen: of the layer before. inputs: of this layer."""
         for reducer in self.reducers:
             if index not in reducer.layers:
                 continue
-            if reducer.needs & {"rows", "head_rows", "lm_keys"} and (reducer.score == "own" or not seen):
-                seen = [self.probe.project(index, hidden, inputs())]
-            placed, tokens = [], []
-            for ids, slots in _buckets(layout, self._full):
-                ctx = self._context(reducer, index, hidden, layout, ids, slots, seen)
-                plan = reducer.plan(ctx)
-                placed.append(Placed(slots, plan))
-                tokens.append(plan.apply(ctx.feats).flatten(0, 1))
-            if not placed:
+            with record_function(CHOOSING):
+                chosen = self.choose(reducer, index, hidden, layout, seen, inputs)
+            if not chosen:
                 return None
+            placed = [Placed(slots, plan) for slots, _, plan in chosen]
+            tokens = [plan.apply(feats).flatten(0, 1) for _, feats, plan in chosen]
             new = rewrite(layout, placed, policy(reducer, layout, inside=True))
             self.rewrites.append(new)
+            if self.labels is not None:
+                self.labels = new.carry(self.labels, IGNORE)
             return new.fill(hidden, torch.cat(tokens)), new.layout
         return None
+
+    def choose(
+        self,
+        reducer: TokenReducer,
+        index: int,
+        hidden: Tensor,
+        layout: TokenLayout,
+        seen: list[Projected],
+        inputs: Callable[[], dict[str, Any]],
+    ) -> list[tuple[Tensor, Tensor, ReductionPlan]]:
+        """Scores and plans: for groups of equal size their flat positions, their tokens and what becomes of them."""
+        chosen = []
+        for ids, slots in _buckets(layout, self._full):
+            if not chosen and reducer.needs & _PROJECTED and (reducer.score == "own" or not seen):
+                seen = [self.probe.project(index, hidden, inputs())]
+            ctx = self._context(reducer, index, hidden, layout, ids, slots, seen, inputs)
+            chosen.append((slots, ctx.feats, reducer.plan(ctx)))
+        return chosen
 
     def carry(self, tensor: Tensor, pad: int | float | bool) -> Tensor:
         """A side tensor of the first layer's sequence, as the last layer's has it."""
@@ -199,10 +252,11 @@ class LayerReduction:
         ids: Tensor,
         slots: Tensor,
         seen: list[Projected],
+        inputs: Callable[[], dict[str, Any]],
     ) -> ReduceContext:
         length, needs = layout.shape[1], reducer.needs
         row = slots[:, 0] // length
-        text_at = _positions(layout, ids, layout.kind == Kind.TEXT)
+        text_at = _positions(layout, ids, _asked(layout, self.labels))
         ctx = ReduceContext(
             feats=hidden.flatten(0, 1)[slots],
             names=[self.samples[i] if i < len(self.samples) else str(i) for i in ids.tolist()],
@@ -215,32 +269,66 @@ class LayerReduction:
             text_at=text_at,
         )
         if "text" in needs:
-            start = _positions(self._layout, ids, self._layout.kind == Kind.TEXT)
+            start = _positions(self._layout, ids, _asked(self._layout, self._labels))
             row_then = _rows_of(self._layout, ids)
             ctx.text = self._hidden[row_then[:, None], start.clamp(min=0)] * (start >= 0)[..., None]
         if "first" in needs:
             at = _positions(self._layout, ids, _reducible(self._layout))
             ctx.first = self._hidden[_rows_of(self._layout, ids)[:, None], at]
         if "normed" in needs:
-            ctx.normed = self.probe.normed(hidden[row])
+            ctx.normed = self.probe.normed(hidden.detach()[row])
+        if "rotary" in needs:
+            ctx.rotary = torch.cat(inputs()["position_embeddings"], -1)[row]
         if "lm_keys" in needs:
             ctx.lm_keys = seen[0].keys[row].transpose(1, 2).flatten(2)
+        if not needs & _ATTENTION:
+            return ctx
+        window = self.probe.windows[index if reducer.score == "own" else index - 1]
+        part = Projected(seen[0].queries[row], seen[0].keys[row], seen[0].scale, seen[0].softcap)
         if needs & {"rows", "head_rows"}:
-            asking = reducer.queries(ctx)
-            if asking is None:
-                asking = _last(layout, ids)[:, None]
-            window = self.probe.windows[index if reducer.score == "own" else index - 1]
-            part = Projected(seen[0].queries[row], seen[0].keys[row], seen[0].scale, seen[0].softcap)
-            found = rows(part, asking.clamp(min=0), _sight(layout, row, asking, window))
+            ctx.asking = self._asking(reducer, ctx, layout, ids)
+            found = rows(part, ctx.asking.clamp(min=0), _sight(layout, row, ctx.asking, window))
             found = found.gather(3, ctx.visual[:, None, None].expand(*found.shape[:3], -1))
             ctx.head_rows = found if "head_rows" in needs else None
             ctx.rows = found.mean(1)
+        if "received" in needs:
+            every = _positions(layout, ids, layout.visible)
+            # in chunks of rows: the whole matrix is never there
+            sums = [
+                rows(part, at.clamp(min=0), _sight(layout, row, at, window)).mean(1).sum(1)
+                for at in every.split(256, 1)
+            ]
+            ctx.received = torch.stack(sums).sum(0).gather(1, ctx.visual)
         return ctx
+
+    def _asking(self, reducer: TokenReducer, ctx: ReduceContext, layout: TokenLayout, ids: Tensor) -> Tensor:
+        """(G,R) the rows that the reducer asks with; where it names none, those right before answers, or the last."""
+        last = _last(layout, ids)[:, None]
+        asking = reducer.queries(ctx)
+        if asking is None and self.labels is not None:
+            asking = _positions(layout, ids, _before_answers(layout, self.labels))
+        if asking is None or asking.shape[1] == 0:
+            return last
+        none = (asking < 0).all(1, keepdim=True)
+        return torch.cat([torch.where(none, last, asking[:, :1]), asking[:, 1:]], 1)
 
 
 def _reducible(layout: TokenLayout) -> Tensor:
     """Visual tokens that may leave; row ends and other marks of an image have no cell and stay."""
     return layout.is_image & (layout.cell[..., 0] >= 0)
+
+
+def _asked(layout: TokenLayout, labels: Tensor | None) -> Tensor:
+    """(B,T) text that is given and not to be answered."""
+    text = layout.kind == Kind.TEXT
+    return text if labels is None else text & (labels == IGNORE)
+
+
+def _before_answers(layout: TokenLayout, labels: Tensor) -> Tensor:
+    """(B,T) the tokens that are followed by the first one of an answer."""
+    sample, given = sample_numbers(layout), labels == IGNORE
+    begins = given[:, :-1] & ~given[:, 1:] & layout.visible[:, :-1] & (sample[:, 1:] == sample[:, :-1])
+    return F.pad(begins, (0, 1))
 
 
 def _group_ids(layout: TokenLayout) -> Tensor:

@@ -19,6 +19,9 @@ from gnomon.vlm.layout import Movable
 Position = Literal["keep", "repack", "centroid"]
 """Position ids after a reduction: survivors keep theirs; all are numbered anew; or a merged token has its sources' mean."""
 
+_FEW = 16
+"""Up to so many sources each, adding them up is less work than multiplying by the matrix."""
+
 
 @dataclass(frozen=True)
 class ReductionPlan(Movable):
@@ -53,6 +56,22 @@ class ReductionPlan(Movable):
         return cls.keep(order[:, : int(count.max())], count)
 
     @classmethod
+    def merge(cls, owner: Tensor, length: int, mass: Tensor | None = None) -> ReductionPlan:
+        """(G,N) the one of `length` output tokens that each goes into, or -1: the mean, weighted by mass (G,N)."""
+        mass = torch.ones_like(owner, dtype=torch.float32) if mass is None else mass.float()
+        place = torch.where(owner < 0, length, owner)
+        order = torch.argsort(place, dim=1, stable=True)
+        empty = mass.new_zeros(len(owner), length + 1)
+        members = empty.scatter_add(1, place, torch.ones_like(mass))[:, :length].long()
+        size = empty.scatter_add(1, place, mass)[:, :length]
+        slot = torch.arange(int(members.max()), device=owner.device)
+        first = members.cumsum(1) - members
+        index = order.gather(1, (first[..., None] + slot).clamp(max=owner.shape[1] - 1).flatten(1))
+        weight = mass.gather(1, index).view(*size.shape, -1) * (slot < members[..., None])
+        weight = weight / size[..., None].clamp(min=1e-12)
+        return cls(index.view(weight.shape), weight, size=size)
+
+    @classmethod
     def identity(cls, groups: int, length: int, device: torch.device | str = "cpu") -> ReductionPlan:
         return cls.keep(torch.arange(length, device=device).expand(groups, length))
 
@@ -85,12 +104,25 @@ class ReductionPlan(Movable):
         place = torch.where(self.real & (self.anchor < length), self.anchor, length)
         return kept.scatter_(1, place, True)[:, :length]
 
+    def owner(self, length: int) -> Tensor:
+        """(G,N) the output token that each token is a source of, -1 for none."""
+        used = self.real[..., None] & (self.index < length)
+        if self.weight is not None:
+            used = used & (self.weight != 0)
+        number = torch.arange(self.length, device=self.index.device)[None, :, None].expand_as(self.index)
+        place = torch.where(used, self.index, length).flatten(1)
+        owner = place.new_full((len(place), length + 1), -1)
+        return owner.scatter_(1, place, number.flatten(1))[:, :length]
+
     def apply(self, tokens: Tensor) -> Tensor:
         """(G,N,C) to (G,T,C); padding is zero."""
         if self.extra is not None:
             tokens = torch.cat([tokens, self.extra.to(tokens.dtype)], 1)
         if self.weight is None:
             out = tokens.gather(1, self.index.expand(-1, -1, tokens.shape[2]))
+        elif self.index.shape[2] <= _FEW:
+            sources = zip(self.index.split(1, 2), self.weight.split(1, 2))
+            out = sum(w * tokens.gather(1, i.expand(-1, -1, tokens.shape[2])) for i, w in sources).to(tokens.dtype)
         else:
             shape = (len(self.index), self.length, tokens.shape[1])
             matrix = torch.zeros(shape, dtype=self.weight.dtype, device=tokens.device)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnomon.vlm.decoder import decode
 from gnomon.vlm.generate import generate
-from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout
+from gnomon.vlm.layout import IGNORE, Batch, Features, Kind, TokenLayout
 from gnomon.vlm.model import VLM
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction import base
@@ -172,7 +172,14 @@ def model(tiny) -> VLM:
 
 def reduced(model: VLM, reducer: TokenReducer) -> VLM:
     model.reducers = [reducer]
+    if "xyz" in reducer.needs:
+        # as an encoder would that knows where surfaces are
+        model.encoder.register_forward_hook(_located)
     return model
+
+
+def _located(encoder: nn.Module, inputs: tuple, features: Features) -> Features:
+    return replace(features, xyz=features.tokens[..., :3].detach())
 
 
 @every

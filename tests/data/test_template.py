@@ -1,7 +1,7 @@
 import pytest
 
 from gnomon.data.sample import Turn
-from gnomon.data.template import TEMPLATES, template
+from gnomon.data.template import TEMPLATES, matching, template
 
 TALK = (
     Turn("user", "<image>\nWhat {is} this?"),
@@ -26,6 +26,20 @@ EXPECTED = {
         VICUNA + "USER: <image>\nWhat {is} this? ASSISTANT: A dog.</s>USER: Sure? ASSISTANT:  Yes {0}. </s>",
         [" A dog.</s>", "  Yes {0}. </s>"],
     ),
+    "llava": (
+        "USER: <image>\nWhat {is} this? ASSISTANT: A dog.</s>USER: Sure? ASSISTANT:  Yes {0}. </s>",
+        [" A dog.</s>", "  Yes {0}. </s>"],
+    ),
+    "mistral": (
+        "[INST] <image>\nWhat {is} this? [/INST] A dog.</s> [INST] Sure? [/INST]  Yes {0}. </s> ",
+        [" A dog.</s>", "  Yes {0}. </s>"],
+    ),
+    "qwen2.5_vl": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<|vision_start|><image><|vision_end|>What {is} this?<|im_end|>\n<|im_start|>assistant\nA dog.<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n Yes {0}. <|im_end|>\n",
+        ["A dog.<|im_end|>", " Yes {0}. <|im_end|>"],
+    ),
     "chatml": (
         "<|im_start|>user\n<image>\nWhat {is} this?<|im_end|>\n<|im_start|>assistant\nA dog.<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n Yes {0}. <|im_end|>\n",
@@ -43,6 +57,8 @@ PROMPT_END = {
     "demo": "Sure?<|assistant|>",
     "plain": "A dog.\n",
     "vicuna": "USER: Sure? ASSISTANT:",
+    "llava": "USER: Sure? ASSISTANT:",
+    "mistral": "[INST] Sure? [/INST]",
     "chatml": "Sure?<|im_end|>\n<|im_start|>assistant\n",
     "llama3": "Sure?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
 }
@@ -61,6 +77,19 @@ def test_a_prompt_is_the_beginning_of_the_conversation(name):
     prompt, _ = template(name).render(TALK[:-1], add_generation_prompt=True)
     assert whole.startswith(prompt) and len(prompt) == spans[-1][0]
     assert prompt.endswith(PROMPT_END.get(name, PROMPT_END["chatml"]))
+
+
+def test_a_template_is_known_by_what_it_makes():
+    plain, asked = (Turn("user", "Why?"),), (Turn("user", "<image>\nWhy?"),)
+    llava = [(plain, "USER: Why? ASSISTANT:"), (asked, "USER: <image>\nWhy? ASSISTANT:")]
+    assert matching(llava, "<s>") == ["llava"]
+    # a text may hold the beginning already
+    assert matching([(turns, "<s>" + text) for turns, text in llava], "<s>") == ["llava"]
+    assert matching([(turns, text + " ") for turns, text in llava], "<s>") == []
+    default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    question = default + "<|im_start|>user\n{}Why?<|im_end|>\n<|im_start|>assistant\n"
+    assert matching([(asked, question.format("<|vision_start|><image><|vision_end|>"))], None) == ["qwen2.5_vl"]
+    assert matching([(asked, question.format("<image>\n"))], None) == ["qwen2"]
 
 
 def test_system_turns():

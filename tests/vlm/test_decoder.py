@@ -40,10 +40,15 @@ MODELS = {
 PLAIN = [name for name in MODELS if "sliding_window" not in MODELS[name]]
 
 
+# transformers has no causal-LM class for it: its text model is compared
+THREE_AXES = {"model_type": "qwen2_5_vl_text", "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
+
+
 def make(name: str, **options) -> CausalLM:
     torch.manual_seed(0)
     attention = "eager" if name == "gemma2" else "sdpa"
-    lm = CausalLM(config=BASE | MODELS[name], **{"attention": attention, **options}).eval()
+    config = THREE_AXES if name == "three axes" else MODELS[name]
+    lm = CausalLM(config=BASE | config, **{"attention": attention, **options}).eval()
     # the default initial weights are so small that attention hardly matters
     for weight in lm.parameters():
         if weight.dim() == 2:
@@ -246,3 +251,42 @@ def test_positions_with_three_axes_are_refused():
     lm = make("llama")
     with pytest.raises(ValueError, match="one axis"):
         lm(lm.embed(ids(1, 4)), layout)
+
+
+def three_axes() -> torch.Tensor:
+    """(3,2,13) as of a picture of 2 x 3 tokens between words, in the second row behind padding."""
+    place = torch.cartesian_prod(torch.arange(1), torch.arange(2), torch.arange(3)).T
+    words = torch.arange(13).expand(3, -1)
+    first = torch.cat([words[:, :3], place + 3, words[:, 6:10]], 1)
+    second = torch.cat([words[:, :4] * 0, words[:, :2], place + 2, words[:, 5:6]], 1)
+    return torch.stack([first, second], 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("axes", [1, 3])
+@torch.no_grad()
+def test_three_axes_have_the_bits_of_hf(axes, dtype):
+    lm = make("three axes", dtype=dtype)
+    tokens = ids(2, 13)
+    real, layout = padded(tokens, "left", [13, 9])
+    layout.position = three_axes() if axes == 3 else layout.position
+    theirs = lm.model.model(tokens, attention_mask=real, position_ids=three_axes() if axes == 3 else layout.position)
+    ours = lm(lm.embed(tokens), layout, lm.new_state())
+    assert torch.equal(ours[real], theirs.last_hidden_state[real])
+    assert lm.axes == 3 and not torch.equal(ours, lm(lm.embed(tokens), TokenLayout.text(2, 13)))
+
+
+@torch.no_grad()
+def test_one_axis_is_all_that_a_text_decoder_takes():
+    lm = make("qwen2")
+    layout = TokenLayout.text(2, 13)
+    layout.position = layout.position.expand(3, -1, -1)
+    assert lm.axes == 1
+    with pytest.raises(ValueError, match=r"positions of shape \(3, 2, 13\): .* take \(B,T\)"):
+        lm(lm.embed(ids(2, 13)), layout)
+
+
+def test_three_axes_with_windows_are_refused():
+    windows = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}
+    with pytest.raises(ValueError, match="qwen2_5_vl_text with sliding windows is not supported"):
+        CausalLM(config={**BASE, **THREE_AXES, **windows})

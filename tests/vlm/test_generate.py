@@ -14,7 +14,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from gnomon.vlm.connectors.mlp import MLP
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.generate import _Draw, _seeds, distribution, generate
+from gnomon.vlm.generate import _Draw, _next, _seeds, distribution, generate
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Features, Kind, TokenLayout
 from gnomon.vlm.model import VLM
@@ -269,3 +269,17 @@ def test_smollm2_from_its_package_knows_the_capital_of_france():
     assert answer.finish == "stop"
     # what the file's compression leaves in the config must not get into a saved model
     assert json.loads(json.dumps(model.lm.spec()))["init_args"]["config"]["model_type"] == "llama"
+
+
+def test_on_three_axes_text_goes_on_behind_the_largest_id():
+    """A row that ends with a wide picture: its last token has neither the largest row nor the largest column alone."""
+    layout = TokenLayout.text(2, 5)
+    words, wide = [0, 1, 2, 3, 4], [0, 1, 1, 1, 1]
+    layout.position = torch.tensor([[words, wide], [words, [0, 1, 1, 2, 2]], [words, [0, 4, 5, 1, 2]]])
+    token = _next(layout, torch.tensor([1, 0]))
+    assert token.position.tolist() == [[[6], [5]]] * 3
+    assert _next(token, torch.tensor([0])).position.tolist() == [[[7]]] * 3
+    # what is before a document, or padding, does not count
+    layout.kind[1, 1:3] = Kind.PAD
+    layout.document = torch.tensor([[0] * 5, [0, 0, 0, 1, 1]])
+    assert _next(layout, torch.tensor([1])).position.tolist() == [[[3]]] * 3

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, Kind, TokenLayout
 
@@ -23,12 +24,21 @@ def test_target_and_grid(spec, image, pixels, grid):
 
 @pytest.mark.parametrize("height", [17, 300, 1031, 4096])
 @pytest.mark.parametrize("width", [19, 640, 5000])
-def test_native_keeps_to_whole_cells_and_near_the_limit(height, width):
+def test_native_keeps_to_whole_cells_and_the_limit(height, width):
     spec = ImageSpec(None, 14, fit="native", limit=512 * 512)
     h, w = spec.target(height, width)
-    assert h % 14 == 0 and w % 14 == 0
-    # rounding adds at most half a cell to each side
-    assert h * w <= (min(height, 512 * (height / width) ** 0.5) + 7) * (min(width, 512 * (width / height) ** 0.5) + 7)
+    assert h % 14 == 0 and w % 14 == 0 and h * w <= 512 * 512
+
+
+@pytest.mark.parametrize("least", [0, 56 * 56, 256 * 256])
+def test_native_sizes_are_those_of_qwen2_5_vl(least):
+    draw = torch.Generator().manual_seed(least)
+    for height, width in torch.randint(1, 3000, (300, 2), generator=draw).tolist():
+        spec = ImageSpec(None, 28, fit="native", limit=28 * 28 * 1280, least=least)
+        if max(height, width) <= 200 * min(height, width):
+            theirs = smart_resize(height, width, factor=28, min_pixels=least, max_pixels=28 * 28 * 1280)
+            # where theirs has no row at all, there is one here
+            assert spec.target(height, width) == tuple(max(28, side) for side in theirs)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +47,8 @@ def test_native_keeps_to_whole_cells_and_near_the_limit(height, width):
         ({"size": (100, 96), "cell": 16}, "not a multiple of 16"),
         ({"size": None, "cell": 16}, "native takes no size"),
         ({"size": (96, 96), "cell": 16, "fit": "stretch"}, "'stretch' is unknown"),
+        ({"size": (96, 96), "cell": 16, "positions": "spiral"}, "'spiral' are unknown"),
+        ({"size": None, "cell": 16, "fit": "native", "limit": 9, "least": 10}, "not between 0 and the limit of 9"),
     ],
 )
 def test_bad_image_rules(args, told):

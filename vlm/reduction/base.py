@@ -60,7 +60,7 @@ class ReduceContext:
     pixels         (G,3,H,W) images in 0..1
     xyz            (G,N,3)   where each token's surface is, in metres
 
-    inside the encoder, where `layer` is the block acted in, of `steps` blocks, `full` the N of the first block:
+    inside the encoder, where `layer` is the block acted in, one of `steps`, `full` the N of the first one:
     keys           (G,N,D)   keys of this block
     size           (G,N)     how many cells each token stands for
     prefix                   number of class and register tokens, which stand before the others and are not in N
@@ -125,8 +125,8 @@ class TokenReducer(Part):
     queries  which positions of a row ask; by default its last token, and in training those right before the answers
 
     For PIXEL and VIT_LAYER:
-    inside   whether it acts in the encoder, or on what the encoder yields; None: inside where the encoder's blocks can be
-             walked (encoders/blocks.py) and the connector merges no cells
+    inside   whether it acts in the encoder, or on what the encoder yields; None: inside where the encoder's blocks
+             can be walked (encoders/blocks.py) and the connector merges no cells
     """
 
     stage: Stage
@@ -204,7 +204,7 @@ def absorb(
 
 
 def farthest(distance: Tensor, first: Tensor, count: int) -> Tensor:
-    """(G,count) tokens, from distances (G,N,N): `first` (G,1), then each time the one whose nearest chosen one is farthest."""
+    """(G,count) tokens: `first` (G,1), then each time the one whose nearest chosen one, by (G,N,N), is farthest."""
     # nearer than anything can be: what is chosen is never the farthest again
     distance = distance.diagonal_scatter(distance.new_full(distance.shape[:2], -1), dim1=1, dim2=2)
     picks, nearest = [first], None

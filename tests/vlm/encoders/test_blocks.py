@@ -1,4 +1,4 @@
-"""The walk over blocks: equal to the models' own forward, and to full models with masks or copies when tokens leave or merge."""
+"""The walk over blocks: the models' own forward; masks where tokens leave, copies where they merge."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def test_gradients_are_the_models_own(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto", "eva02_tiny_patch14_224", "vit_base_patch16_rpn_224"]
+    "name",
+    ["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto", "eva02_tiny_patch14_224", "vit_base_patch16_rpn_224"],
 )
 def test_other_networks_are_not_guessed_at(name: str):
     """Convolutions, windows, rotary positions, and a vision transformer with another order of norms."""
@@ -142,7 +143,7 @@ def test_images_that_keep_different_numbers(name: str):
 @towers
 @torch.no_grad()
 def test_a_merged_token_is_attended_to_like_its_copies(name: str):
-    """Two cells that are equal when they merge change nothing for anybody: size makes up for the one that is missing."""
+    """Merging two cells that are equal changes nothing for the others: size makes up for the missing one."""
     encoder = made(name)
     tower = tower_of(encoder)
     x = tower.embed(images())

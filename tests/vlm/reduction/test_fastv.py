@@ -26,9 +26,15 @@ def test_layer_zero_has_nothing_before_it():
         FastV(0.5, layer=0)
 
 
+def test_rows_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="last or all"):
+        FastV(0.5, rows="first")
+
+
+@pytest.mark.parametrize("rows", ["last", "all"])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @torch.no_grad()
-def test_scores_are_transformers_own_attention(key_heads):
+def test_scores_are_transformers_own_attention(key_heads, rows):
     torch.manual_seed(0)
     lm = CausalLM(config={"model_type": "llama", **TINY, "num_key_value_heads": key_heads}).eval()
     twin = AutoModelForCausalLM.from_config(
@@ -39,9 +45,10 @@ def test_scores_are_transformers_own_attention(key_heads):
     layout.kind[:, 3:15], layout.image[:, 3:15] = Kind.IMAGE, 0
     layout.cell[0, 3:15] = torch.cartesian_prod(torch.arange(3), torch.arange(4))
     embeds = torch.randn(1, 20, 32)
-    kept = LayerReduction([FastV(0.25, layer=3)], samples=["a"], probe=lm, depth=4)
+    kept = LayerReduction([FastV(0.25, layer=3, rows=rows)], samples=["a"], probe=lm, depth=4)
     lm(embeds, layout, reduction=kept)
-    weights = twin(inputs_embeds=embeds, output_attentions=True).attentions[2][0, :, -1, 3:15].mean(0)
+    matrix = twin(inputs_embeds=embeds, output_attentions=True).attentions[2][0, :, :, 3:15].mean(0)
+    weights = matrix[-1] if rows == "last" else matrix.mean(0)
     expected = (3 + weights.topk(3).indices).sort().values.tolist()
     image = kept.rewrites[0].layout.is_image[0]
     assert kept.rewrites[0].origin[0][image].tolist() == expected

@@ -1,0 +1,124 @@
+"""`gnomon bench`: speed side by side. Options here, work elsewhere, torch only after parsing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+BENCHES = {"decode": ("gnomon.cli.bench", "decode", "prefill and decoding of a model under token reduction")}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon bench",
+        description="Speed, side by side in one run: "
+        + "; ".join(f"{name}: {text}" for name, (_, _, text) in BENCHES.items()),
+        epilog="gnomon bench NAME --help tells what a bench takes",
+    )
+    parser.add_argument("bench", choices=list(BENCHES))
+    args = parser.parse_args(argv[:1])
+    module, function, _ = BENCHES[args.bench]
+    return getattr(importlib.import_module(module), function)(argv[1:])
+
+
+def decode(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon bench decode",
+        description="A model without and with token reduction, on prompts of random features, behind the encoder: "
+        "time, memory, arithmetic, and how much of the speed-up that the arithmetic promises is realised.",
+    )
+    parser.add_argument(
+        "model", help="model directory, name of a shipped one, YAML preset, or name of a preset (smollm2)"
+    )
+    parser.add_argument(
+        "--reduce",
+        action="append",
+        default=[],
+        metavar="NAME[:RATIO][,OPTION=VALUE]",
+        help="a reduction; repeat for several",
+    )
+    parser.add_argument(
+        "--kept", type=float, nargs="+", default=[], metavar="R", help="shares for every --reduce that names no ratio"
+    )
+    parser.add_argument(
+        "--visual",
+        type=_positive,
+        nargs="+",
+        default=[576],
+        metavar="N",
+        help="visual tokens of a prompt (default: 576)",
+    )
+    parser.add_argument("--text", type=_positive, default=64, metavar="N", help="text tokens around them (default: 64)")
+    parser.add_argument("--new", type=_positive, default=16, metavar="N", help="tokens to generate (default: 16)")
+    parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="prompts at once (default: 1)")
+    parser.add_argument(
+        "--repeats", type=_positive, default=5, metavar="N", help="interleaved repetitions (default: 5)"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N (default: auto)"
+    )
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for decode.json and decode.md")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    from gnomon.eval import names
+    from gnomon.eval.bench import models, table
+    from gnomon.eval.bench.decode import measure
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = {text: names.reducers(text) for text in _spread(args.reduce, args.kept)}
+    model = models.open_model(args.model, device=args.device, dtype=args.dtype)
+    for reducers in settings.values():
+        model.check(reducers)
+    about = {
+        "model": args.model,
+        "dtype": str(next(model.lm.parameters()).dtype).removeprefix("torch."),
+        "attention": model.lm.attention,
+        **table.surroundings(model.mean.device),
+    }
+    parts, data = (
+        [f"# gnomon bench decode: {args.model}\n\n{', '.join(f'{k} {v}' for k, v in about.items())}\n\n{table.NOTE}"],
+        [],
+    )
+    print(parts[0])
+    for visual in args.visual:
+        results = measure(
+            model, settings, visual=visual, text=args.text, new=args.new, rows=args.batch, repeats=args.repeats
+        )
+        data += table.plain(results)
+        title = f"## {visual} visual and {args.text} text tokens, batch {args.batch}, {args.new} new, "
+        title += f"{args.repeats} repetitions"
+        parts.append(f"{title}\n\n{table.markdown(results)}")
+        print(f"\n{parts[-1]}")
+        sys.stdout.flush()
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "decode.json").write_text(json.dumps({**about, "results": data}, indent=1) + "\n")
+        (args.out / "decode.md").write_text("\n\n".join(parts) + "\n")
+    return 0
+
+
+def _spread(reduce: list[str], kept: list[float]) -> list[str]:
+    """Every reduction with every share, in the order of the shares; one that names a ratio stands as it is."""
+    wanted = [text for text in reduce if ":" in text]
+    open_ = [text for text in reduce if ":" not in text]
+    if not kept:
+        return wanted + open_
+    for share in kept:
+        for text in open_:
+            name, comma, options = text.partition(",")
+            wanted.append(f"{name}:{share:g}{comma}{options}")
+    return wanted
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
