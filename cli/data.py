@@ -7,7 +7,15 @@ from pathlib import Path
 
 from gnomon.data.sample import Source
 
-SOURCES = ("diagrams",)
+# What each source can be told; an option that is not given is left to the source.
+SOURCES = {
+    "diagrams": ("seed", "tasks", "size", "split", "prompt", "levels", "questions"),
+    "scenes": ("seed", "tasks", "size", "split", "prompt", "views", "shown"),
+}
+
+
+def names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def numbers(text: str) -> list[int]:
@@ -22,19 +30,27 @@ def size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def views(text: str) -> tuple[int, int]:
+    """`3` or `2-4`."""
+    parts = text.split("-")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor FEWEST-MOST; try 3 or 2-4")
+    return int(parts[0]), int(parts[-1])
+
+
 def source(args: argparse.Namespace, count: int) -> Source:
+    known = dict.fromkeys(name for options in SOURCES.values() for name in options)
+    options = {name: getattr(args, name) for name in known if getattr(args, name) is not None}
+    for name in options:
+        if name not in SOURCES[args.source]:
+            raise ValueError(f"--{name} says nothing about {args.source}; leave it out")
+    if args.source == "scenes":
+        from gnomon.data.sources.scenes.source import Scenes
+
+        return Scenes(count=count, **options)
     from gnomon.data.sources.diagrams.source import Diagrams
 
-    return Diagrams(
-        count=count,
-        seed=args.seed,
-        tasks=args.tasks.split(",") if args.tasks else None,
-        levels=args.levels,
-        size=args.size,
-        questions=args.questions,
-        split=args.split,
-        prompt=args.prompt,
-    )
+    return Diagrams(count=count, **options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,14 +58,17 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     drawing = argparse.ArgumentParser(add_help=False)
-    drawing.add_argument("--seed", type=int, default=0, help="stream of figures (default 0)")
-    drawing.add_argument("--tasks", help="comma-separated; all when left out")
-    drawing.add_argument("--levels", type=numbers, default=[1, 2, 3], help="difficulty levels (default 1,2,3)")
-    drawing.add_argument("--size", type=size, default=(224, 224), help="N or HxW pixels (default 224)")
-    drawing.add_argument("--questions", type=int, default=1, help="questions per figure (default 1)")
-    drawing.add_argument("--split", choices=["train", "test"], default="train")
-    drawing.add_argument("--prompt", choices=["question", "official", "words"], default="question",
+    drawing.add_argument("--seed", type=int, help="stream of figures or scenes (default 0)")
+    drawing.add_argument("--tasks", type=names, help="comma-separated; all when left out")
+    drawing.add_argument("--size", type=size, help="N or HxW pixels (default 224; scenes 112)")
+    drawing.add_argument("--split", choices=["train", "test"], help="default train")
+    drawing.add_argument("--prompt", choices=["question", "official", "words"],
                          help="official: with the benchmarks' own answer instructions; words: no choices")  # fmt: skip
+    drawing.add_argument("--levels", type=numbers, help="diagrams: difficulty levels (default 1,2,3)")
+    drawing.add_argument("--questions", type=int, help="diagrams: questions per figure (default 1)")
+    drawing.add_argument("--views", type=views, help="scenes: how many views, N or FEWEST-MOST (default 2-4)")
+    drawing.add_argument("--shown", choices=["first", "all"],
+                         help="scenes: views that the language model's own encoder sees (default first)")  # fmt: skip
 
     make = commands.add_parser("make", parents=[drawing], help="write webdataset shards")
     make.add_argument("source", choices=SOURCES)
@@ -66,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--out", type=Path, required=True, help="directory to write")
 
     show = commands.add_parser("show", parents=[drawing], help="draw a contact sheet of samples")
-    show.add_argument("source", help="diagrams, or a LLaVA .json/.jsonl file, or a directory of shards")
+    show.add_argument("source", help="diagrams, scenes, a LLaVA .json/.jsonl file, or a directory of shards")
     show.add_argument("--images", type=Path, help="directory that a .json file's image names are relative to")
     show.add_argument("--count", type=int, default=16, help="samples on the sheet (default 16)")
     show.add_argument("--columns", type=int, default=4)
@@ -106,12 +125,19 @@ def make(args: argparse.Namespace) -> int:
 
 
 def tokenizer(args: argparse.Namespace) -> int:
-    from gnomon.data.sources.diagrams.source import LEAST_SIDE, PROMPTS, Diagrams
     from gnomon.data.tokenizer import save, train
 
+    if args.source == "scenes":
+        from gnomon.data.sources.scenes.source import LEAST_SIDE, PROMPTS
+        from gnomon.data.sources.scenes.source import Scenes as Drawn
+    else:
+        from gnomon.data.sources.diagrams.source import LEAST_SIDE, PROMPTS
+        from gnomon.data.sources.diagrams.source import Diagrams as Drawn
+
     size = (LEAST_SIDE, LEAST_SIDE)
-    sources = [Diagrams(count=args.count, seed=args.seed, size=size, prompt=prompt) for prompt in PROMPTS]
-    trained = train((turn.text for samples in sources for sample in samples for turn in sample.turns), size=args.vocabulary)
+    sources = [Drawn(count=args.count, seed=args.seed, size=size, prompt=prompt) for prompt in PROMPTS]
+    texts = (turn.text for samples in sources for sample in samples for turn in sample.turns)
+    trained = train(texts, size=args.vocabulary)
     save(trained, args.out)
     print(f"{trained.get_vocab_size()} tokens in {args.out}")
     return 0
@@ -125,7 +151,9 @@ def show(args: argparse.Namespace) -> int:
     else:
         samples = existing(Path(args.source), args.images)
     chosen = [samples[i] for i in range(min(args.count, len(samples)))]
-    contact_sheet(chosen, args.out, columns=args.columns)
+    # several views side by side need more room than one picture
+    width = 360 if any(sample.geometry for sample in chosen) else 260
+    contact_sheet(chosen, args.out, columns=args.columns, width=width)
     print(f"{len(chosen)} samples on {args.out}")
     return 0
 

@@ -23,6 +23,28 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """Pictures of one scene from V places, all H x W, and what is known about it; only the pictures are a must.
+
+    views        V x Image        what a geometry encoder sees; image k of the sample is view k, but it may have fewer
+    intrinsics   (V,3,3)          pinhole, in pixels; the centre of the first pixel is at (0.5, 0.5)
+    extrinsics   (V,3,4)          [R|t], camera-from-world, x right, y down, z forward: see data/cameras.py
+    depth        (V,H,W) float    along z; 0 where there is nothing
+    normals      (V,H,W,3) float  unit, world frame, towards the camera; 0 where there is nothing
+    points       (V,H,W,3) float  world frame; 0 where there is nothing
+    instances    (V,H,W) uint8    number of the object, the same in all views; 0 for background
+    """
+
+    views: tuple[Image, ...]
+    intrinsics: np.ndarray | None = None
+    extrinsics: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    normals: np.ndarray | None = None
+    points: np.ndarray | None = None
+    instances: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One conversation with its images; `answer` and `meta` (task, level, ...) are for whoever scores it."""
 
@@ -31,6 +53,7 @@ class Sample:
     images: tuple[Image, ...] = ()
     answer: Any = None
     meta: dict[str, Any] = field(default_factory=dict)
+    geometry: Geometry | None = None
 
     @property
     def marks(self) -> int:

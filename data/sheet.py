@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gnomon.data import ground_plan
 from gnomon.data.image import load
 from gnomon.data.sample import IMAGE_MARK, Sample
 
@@ -17,7 +18,10 @@ _GAP = 12
 
 
 def contact_sheet(samples: Iterable[Sample], path: str | Path, *, columns: int = 4, width: int = 260) -> Path:
-    """Write a PNG with one cell per sample: its images, scaled to `width`, above its conversation."""
+    """Write a PNG with one cell per sample: its images, scaled to `width`, above its conversation.
+
+    Of a sample with geometry: all its views, their depth and a plan of the scene from above, as far as it has them.
+    """
     cells = [_cell(sample, width) for sample in samples]
     if not cells:
         raise ValueError("no samples to show; pass at least one")
@@ -36,7 +40,7 @@ def contact_sheet(samples: Iterable[Sample], path: str | Path, *, columns: int =
 
 
 def _cell(sample: Sample, width: int) -> Image.Image:
-    pictures = [_scaled(image, width) for image in sample.images]
+    pictures = [_scaled(image, width) for image in sample.images] if sample.geometry is None else _space(sample, width)
     lines = [(text, colour) for turn in sample.turns for text, colour in _lines(turn.role, turn.text, width)]
     lines.insert(0, (" ".join(str(sample.meta[key]) for key in ("task", "level") if key in sample.meta), "gray"))
     height = sum(picture.height + 2 for picture in pictures) + _LINE * len(lines) + 4
@@ -52,6 +56,18 @@ def _cell(sample: Sample, width: int) -> Image.Image:
         draw.text((2, y), text, fill=colour, font=font)
         y += _LINE
     return cell
+
+
+def _space(sample: Sample, width: int) -> list[Image.Image]:
+    geometry = sample.geometry
+    pictures = [ground_plan.views(geometry, width)]
+    if geometry.depth is not None:
+        pictures.append(ground_plan.depths(geometry, width))
+    placed = geometry.intrinsics is not None and geometry.extrinsics is not None
+    if placed and (geometry.points is not None or geometry.depth is not None):
+        names = {thing["id"]: thing["name"] for thing in sample.meta.get("objects", [])}
+        pictures.append(ground_plan.above(geometry, width, names=names))
+    return pictures
 
 
 def _scaled(image: np.ndarray | Path | bytes, width: int) -> Image.Image:

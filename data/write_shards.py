@@ -23,6 +23,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from gnomon.data.errors import BadImage
+from gnomon.data.geometry import pack
 from gnomon.data.sample import Image, Source
 
 # An item as files: name and content of each.
@@ -66,7 +67,7 @@ def write(
 
 
 def members(source: Source, index: int) -> Members:
-    """What sample `index` is in a shard: its JSON, then its images."""
+    """What sample `index` is in a shard: its JSON, its geometry if it has one, then its images (or all views)."""
     sample, key = source[index], f"{index:09d}"
     record = {
         "id": sample.id,
@@ -74,11 +75,17 @@ def members(source: Source, index: int) -> Members:
         "answer": sample.answer,
         "meta": sample.meta,
     }
+    images = sample.images
+    if sample.geometry is not None:
+        # the images are the first of the views
+        record["images"], images = len(sample.images), sample.geometry.views
     try:
         files = [(f"{key}.json", json.dumps(record, ensure_ascii=False).encode())]
     except (TypeError, ValueError) as error:
         raise ValueError(f"sample {sample.id!r} cannot be written as JSON: {error}; use plain types") from error
-    for k, image in enumerate(sample.images):
+    if sample.geometry is not None:
+        files.append((f"{key}.npz", pack(sample.geometry)))
+    for k, image in enumerate(images):
         content, extension = _encode(image, f"image {k} of sample {sample.id!r}")
         files.append((f"{key}.{k}.{extension}", content))
     return files

@@ -1,8 +1,9 @@
 """Shards: webdataset tar files with random access.
 
 An item is `KEY.json` ({"id", "turns": [{"role", "text"}], "answer", "meta"}) and its images `KEY.png` or `KEY.0.png`,
-`KEY.1.jpg`, ... The tars must not be compressed. Nothing is ever extracted, and members that are not plain files with
-plain relative names are refused. Where each member lies is looked up once and kept beside the shard.
+`KEY.1.jpg`, ... With `KEY.npz` (see data/geometry.py) these are the views of a scene, and "images" in the JSON says how
+many of them the conversation has. The tars must not be compressed. Nothing is ever extracted, and members that are not
+plain files with plain relative names are refused. Where each member lies is looked up once and kept beside the shard.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from gnomon.data.errors import BadSample
+from gnomon.data.geometry import unpack
 from gnomon.data.sample import Sample, Source, Turn
 
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
@@ -36,7 +38,7 @@ class Index:
     """Where the items of a shard lie; arrays, so that millions of items stay small and are shared by forked workers.
 
     keys     (items,) str
-    members  (members,4) int64    item, number of the image (-1: the JSON), offset, size; sorted
+    members  (members,4) int64    item, number of the image (-1: the JSON, -2: the geometry), offset, size; sorted
     """
 
     keys: np.ndarray
@@ -82,15 +84,18 @@ class Shards(Source):
         where = f"shard {self.paths[shard]} member {found.keys[item]}"
         if -1 not in content:
             raise BadSample(f"{where}.json: is missing; write the shard again")
-        return _sample(content.pop(-1), tuple(content.values()), where)
+        geometry = content.pop(-2, None)
+        return _sample(content.pop(-1), tuple(content.values()), geometry, where)
 
 
-def _sample(content: bytes, images: tuple[bytes, ...], where: str) -> Sample:
+def _sample(content: bytes, images: tuple[bytes, ...], arrays: bytes | None, where: str) -> Sample:
+    geometry = None if arrays is None else unpack(arrays, images, name=f"{where}.npz")
     try:
         record = json.loads(content)
         turns = tuple(Turn(str(turn["role"]), str(turn["text"])) for turn in record["turns"])
         meta = {**(record.get("meta") or {}), "where": where}
-        return Sample(str(record["id"]), turns, images, record.get("answer"), meta)
+        images = images[: record.get("images")] if geometry else images
+        return Sample(str(record["id"]), turns, images, record.get("answer"), meta, geometry)
     except json.JSONDecodeError as error:
         raise BadSample(f"{where}.json: is not JSON ({error}); write the shard again") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -145,8 +150,8 @@ def _scan(path: Path) -> Index:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 match = _NAME.fullmatch(str(PurePosixPath(member.name))) if member.isreg() else None
                 kind = match[3].lower() if match else ""
-                if kind == "json" or kind in IMAGE_TYPES:
-                    number = -1 if kind == "json" else int(match[2] or 0)
+                if kind in ("json", "npz") or kind in IMAGE_TYPES:
+                    number = {"json": -1, "npz": -2}.get(kind, int(match[2] or 0))
                     members.append((keys.setdefault(match[1], len(keys)), number, member.offset_data, member.size))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(f"shard {path}: is not an uncompressed tar ({error}); write it again") from error

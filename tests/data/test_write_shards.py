@@ -9,6 +9,7 @@ import webdataset
 from PIL import Image
 
 from gnomon.data.sample import Sample, Source, Turn
+from gnomon.data.sources.scenes.source import Scenes
 from gnomon.data.sources.shards import Shards
 from gnomon.data.write_shards import write
 
@@ -138,3 +139,13 @@ def test_user_mistakes(tmp_path):
     source.file.write_bytes(b"text")
     with pytest.raises(ValueError, match="image 0 of sample 'id-1': is not an image"):
         write(source, tmp_path / "out")
+
+
+def test_geometry_is_read_back_bit_for_bit(tmp_path):
+    source = Scenes(count=2, size=(48, 64), views=(2, 3))
+    (back,) = [list(Shards(write(source, tmp_path / "out", shard_size=4)))]
+    for ours, theirs in zip(source, back):
+        for name in ("intrinsics", "extrinsics", "depth", "instances"):
+            mine, read = getattr(ours.geometry, name), getattr(theirs.geometry, name)
+            assert mine.dtype == read.dtype and np.array_equal(mine, read), name
+        assert ours.answer == theirs.answer and ours.turns == theirs.turns
