@@ -1,0 +1,110 @@
+"""What the sparse operators share: image tokens in tiles, and attention of a tile over just the keys that it sees.
+
+Shapes: M tiles of `block` queries each, U keys that any query of a tile sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from gnomon.kernels import attend
+from gnomon.kernels.mask import Bound, Causal, Everything, Given, walk
+from gnomon.kernels.masks.tokens import AXES, Tokens
+from gnomon.kernels.op import Impl, Result, Shape, State, triton
+
+TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
+"""The extents of a tile of 64 tokens on a line, an image, a video."""
+
+
+def tile_order(tokens: Tokens) -> Tensor | None:
+    """The places of the tokens, tile after tile; None where raster order is as good."""
+    axes = [axis for axis in AXES if axis in tokens.fields]
+    if len(axes) < 2:
+        return None
+    order = torch.arange(tokens.length, device=tokens["p"].device)
+    names = [name for name in ("segment", "item") if name in tokens.fields]
+    keys = [tokens[name][0] for name in names]
+    keys += [tokens[axis][0].div(size, rounding_mode="floor") for axis, size in zip(axes, TILES[len(axes)])]
+    # stable and from the last key on: sorted by the first one, ties by the next, raster order inside a tile
+    for key in reversed(keys):
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def in_tiles(
+    run: Callable[[Tensor, Tensor, Tensor, Bound], Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Bound
+) -> Tensor:
+    """run(q, k, v, mask) with the tokens in the order of tiles, and its output back in theirs."""
+    if "tiles" not in mask.cache:
+        mask.cache["tiles"] = _reordered(mask)
+    found = mask.cache["tiles"]
+    if found is None:
+        return run(q, k, v, mask)
+    order, back, reordered = found
+    return run(q[:, order], k[:, order], v[:, order], reordered)[:, back]
+
+
+def _reordered(mask: Bound) -> tuple[Tensor, Tensor, Bound] | None:
+    # a dense mask that somebody gave knows its tokens by their places
+    moved = mask.q is mask.k and not any(isinstance(part, Given) for part in walk(mask.rule))
+    order = tile_order(mask.q) if moved else None
+    if order is None:
+        return None
+    tokens = mask.q.take(order)
+    return order, order.argsort(), Bound(mask.expr, tokens, tokens)
+
+
+def tile(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, block: int = 64
+) -> Result:
+    """Tile after tile of queries, each over the keys that any of its queries sees."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Bound) -> Tensor:
+        outputs = []
+        heads_first = [x.transpose(1, 2) for x in (k, v)]
+        for start, (keys, allowed) in zip(range(0, q.shape[1], block), _seen(mask, q.shape[2], block)):
+            here = q[:, start : start + block].transpose(1, 2)
+            seen = allowed.any(-1, keepdim=True)
+            theirs = (x.index_select(2, keys) for x in heads_first)
+            o = scaled_dot_product_attention(here, *theirs, attn_mask=allowed | ~seen, scale=scale)
+            outputs.append(o.masked_fill(~seen, 0))
+        return torch.cat(outputs, 2).transpose(1, 2)
+
+    return in_tiles(run, q, k, v, mask), None
+
+
+def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
+    """Per tile, the keys (U,) and the pairs (R,h,block,U) of the mask; kept with it."""
+    wanted = ("seen", heads if mask.rule.per_head else 1, block)
+    if wanted not in mask.cache:
+        found = []
+        for start in range(0, mask.q.length, block):
+            strip = mask.dense(heads, start=start, stop=start + block)
+            # a tile that sees nothing reads one key, and nothing of it
+            keys = strip.flatten(0, 2).any(0).nonzero()[:, 0] if bool(strip.any()) else strip.new_zeros(1).long()
+            found.append((keys, strip[..., keys]))
+        mask.cache[wanted] = found
+    return mask.cache[wanted]
+
+
+def tile_declines(shape: Shape, mask: Bound) -> str | None:
+    return "tiles are for the CPU" if shape.device.type != "cpu" else None
+
+
+def sdpa_declines(shape: Shape, mask: Bound) -> str | None:
+    plain = not mask.segmented and isinstance(mask.expr, (Everything, Causal))
+    return None if plain else "it would compute the hidden pairs too"
+
+
+IMPLS = {
+    **attend.IMPLS,
+    "sdpa": Impl(attend.sdpa, packed=True, declines=sdpa_declines),
+    "tile": Impl(tile, packed=True, declines=tile_declines),
+    "triton": triton("sparse.blocks:attend", packed=True),
+}
+AUTO = ("sdpa", "group", "triton", "tile", "flex", "chunk")
+"""For static patterns: any mask, one implementation after the other."""

@@ -1,0 +1,50 @@
+"""Tiles: another order of the tokens, the same attention; long enough for several tiles."""
+
+import pytest
+import torch
+
+from gnomon.kernels.mask import CAUSAL, Given, by_head
+from gnomon.kernels.masks.atoms import disc, part, recent, visual
+from gnomon.kernels.masks.grid import windows
+from gnomon.kernels.masks.tokens import Tokens
+from gnomon.kernels.sparse.base import tile, tile_order
+
+IMAGE = Tokens.grid(12, 17)
+CASES = {
+    "image": windows((5, 4)).on(IMAGE),
+    "video": windows((2, 3, 3), causal=(True, False, False)).on(Tokens.grid(4, 6, 7)),
+    "line": (CAUSAL & recent(9)).on(Tokens.line(150)),
+    "heads": by_head({(1,): disc(3)}, part("y", 4)).on(IMAGE),
+    "text and images": visual(windows((3, 3)), CAUSAL).on(
+        Tokens.join([Tokens.line(70), Tokens.grid(9, 8), Tokens.line(5), Tokens.grid(3, 4, item=1)])
+    ),
+    "packed": CAUSAL.on(Tokens.packed(torch.tensor([0, 90, 91, 150]))),
+    "padded": CAUSAL.on(Tokens.padded(torch.arange(140) < torch.tensor([[140], [71]]))),
+    "queries alone": recent(5).on(Tokens.line(70, start=80), Tokens.line(150)),
+}
+
+
+@pytest.mark.parametrize("bound", CASES.values(), ids=CASES)
+def test_equals_masked_attention(bound):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 2, 8, dtype=torch.float64) for n in (bound.q.length, bound.k.length, bound.k.length))
+    allowed = bound.dense(2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0)
+    o, _ = tile(q, k, v, mask=bound, scale=1.0)
+    torch.testing.assert_close(o, torch.einsum("bhqk,bkhd->bqhd", scores, v))
+
+
+def test_a_given_mask_keeps_the_order_of_its_tokens():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 204, 1, 4, dtype=torch.float64) for _ in range(3))
+    dense = torch.rand(1, 1, 204, 204) > 0.5
+    o, _ = tile(q, k, v, mask=Given(dense).on(IMAGE), scale=1.0)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(~dense, -torch.inf).softmax(-1)
+    torch.testing.assert_close(o, torch.einsum("bhqk,bkhd->bqhd", scores, v))
+
+
+def test_a_tile_is_a_square():
+    order = tile_order(Tokens.grid(16, 24))
+    first = order[:64]
+    assert set((first // 24).tolist()) == set(range(8)) and set((first % 24).tolist()) == set(range(8))
+    assert sorted(order.tolist()) == list(range(384)) and tile_order(Tokens.line(100)) is None
