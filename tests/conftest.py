@@ -86,3 +86,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Training first: its tests fork, which torch refuses once an earlier test has made autograd start threads."""
+    items.sort(key=lambda item: "train" not in item.path.parts)
