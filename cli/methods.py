@@ -15,6 +15,7 @@ FAMILIES = {
     "connectors": "vlm/connectors",
     "encoders": "vlm/encoders",
     "reduction": "vlm/reduction",
+    "compute": "vlm/compute",
     "fusion": "vlm/fusion",
     "position": "vlm/position",
     "mixers": "vlm/mixers",

@@ -27,7 +27,7 @@ ALLOWED = {  # exceptions: folder of the importing file -> module -> files that 
 RESTRICTED = {"vlm": {"transformers"}, "data": {"lightning"}, "train": {"deepspeed"}}
 FAMILIES = (
     "kernels/softmax", "kernels/linear", "kernels/sparse", "vlm/encoders", "vlm/connectors", "vlm/fusion", "vlm/position",
-    "vlm/reduction", "vlm/mitigation", "vlm/mixers", "train/recipes", "eval/benchmarks", "eval/probes",
+    "vlm/reduction", "vlm/compute", "vlm/mitigation", "vlm/mixers", "train/recipes", "eval/benchmarks", "eval/probes",
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from gnomon.train.runlog import RunLog
 from gnomon.train.schedule import Schedule, warmup_steps
 from gnomon.train.throughput import Flops
 from gnomon.train.trainer import extra_loggers, make_trainer
+from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import Group, freeze
 from gnomon.vlm.model import VLM
 from gnomon.vlm.part import build
@@ -104,6 +105,9 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
         model = load(start or checkpoint)
         if given["reducers"]:
             model.reducers = [build(spec, TokenReducer) for spec in given["reducers"]]
+        # an earlier stage's model has it already, with what was trained of it
+        if given["compute"] and start is None:
+            model.use(build(given["compute"], VisualCompute))
         return model
     return from_config(given)
 

@@ -23,6 +23,10 @@ from gnomon.vlm.layout import TokenLayout
 
 if TYPE_CHECKING:
     from gnomon.vlm.executor import LayerReduction
+    from gnomon.vlm.visual import BlindHeads, VisualLayers
+
+LayerRun = Callable[..., Tensor]
+"""What is called like a layer: hidden states, and by name all that `decode` gives a layer."""
 
 Tables = list[tuple[Tensor, Tensor]]
 """The rotary (cos, sin) of every layer; layers of one kind share them."""
@@ -35,12 +39,13 @@ class Span:
     visible: Tensor
     position: Tensor
     document: Tensor | None = None
+    visual: Tensor | None = None
 
     @classmethod
     def of(cls, layout: TokenLayout) -> Span:
         # of three axes the first counts time; windows go by that one
         position = layout.position if layout.position.dim() == 2 else layout.position[0]
-        return cls(layout.visible, position, layout.document)
+        return cls(layout.visible, position, layout.document, layout.is_cell)
 
     def join(self, later: Span) -> Span:
         assert (self.document is None) == (later.document is None), "cached and new tokens disagree about documents"
@@ -48,12 +53,14 @@ class Span:
             torch.cat([self.visible, later.visible], 1),
             torch.cat([self.position, later.position], 1),
             None if self.document is None else torch.cat([self.document, later.document], 1),
+            None if self.visual is None else torch.cat([self.visual, later.visual], 1),
         )
 
     def at(self, *index: Tensor | slice) -> Span:
         """Rows, or rows and columns, of it."""
         document = None if self.document is None else self.document[index]
-        return Span(self.visible[index], self.position[index], document)
+        visual = None if self.visual is None else self.visual[index]
+        return Span(self.visible[index], self.position[index], document, visual)
 
 
 class LayerCache:
@@ -82,10 +89,14 @@ class LayerCache:
 
 
 class DecodeState:
-    """The caches of all layers. A layer's attention calls `update` with its own index, as it would a HF cache."""
+    """The caches of all layers. A layer's attention calls `update` with its own index, as it would a HF cache.
+
+    visual: how layers go on that computed less for the images of the prefill.
+    """
 
     def __init__(self, windows: Sequence[int | None]) -> None:
         self.layers = [LayerCache(window) for window in windows]
+        self.visual: BlindHeads | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, cache_kwargs: dict | None = None):
         return self.layers[layer_idx].update(keys, values)
@@ -124,12 +135,17 @@ class View:
             if self.additive is None:
                 mask = attention_mask(self.queries, keys, window)
             else:
-                visible = attention_mask(self.queries, keys, window, plain=False)
-                floor = torch.finfo(self.additive).min
-                mask = torch.where(visible, torch.zeros((), dtype=self.additive, device=visible.device), floor)
+                mask = self.given(attention_mask(self.queries, keys, window, plain=False))
             kept = keys.at(slice(None), _newest(keys.visible.shape[1], window))
             self._masks[past, window] = mask, kept
         return self._masks[past, window]
+
+    def given(self, visible: Tensor) -> Tensor:
+        """A bool mask as the layers' attention takes it."""
+        if self.additive is None:
+            return visible
+        floor = torch.finfo(self.additive).min
+        return torch.where(visible, torch.zeros((), dtype=self.additive, device=visible.device), floor)
 
 
 def attention_mask(queries: Span, keys: Span, window: int | None, *, plain: bool = True) -> Tensor | None:
@@ -164,13 +180,18 @@ def decode(
     additive: bool = False,
     checkpointing: bool = False,
     reduction: LayerReduction | None = None,
+    visual: VisualLayers | None = None,
 ) -> Tensor:
     """(B,T,C) embeddings through all layers, before the final norm.
 
     windows: sliding window of each layer, None for full attention. rotary: hidden states and positions to tables.
     additive: masks as floats to add (eager attention) and not as bool. reduction: what leaves between layers; only for
-    whole sequences, that is in a prefill: later tokens find the caches as it left them.
+    whole sequences, that is in a prefill: later tokens find the caches as it left them. visual: what stands in for
+    layers that compute less for visual tokens, likewise.
     """
+    if visual is not None and state is not None:
+        state.visual = visual.later()
+    work = state.visual if visual is None and state is not None else visual
     views: dict[Tensor | None, View] = {}
 
     def view(shift: Tensor | None) -> View:
@@ -204,11 +225,15 @@ def decode(
                 shift = None if state is None else _shift(start, layout)
         cache = None if state is None else state.layers[index]
         given = inputs(index)
+        run: LayerRun = layer
+        if work is not None:
+            seen = view(None if cache is None else cache.shift)
+            run = work.stand_in(index, layer, seen, None if cache is None else cache.span, window)
         with (reduction.record(index) if reduction is not None else None) or nullcontext([]) as recorded:
             if checkpointing:
-                hidden = checkpoint(layer, hidden, use_reentrant=False, **given)
+                hidden = checkpoint(run, hidden, use_reentrant=False, **given)
             else:
-                hidden = layer(hidden, **given)
+                hidden = run(hidden, **given)
         # some layers of transformers 4 return a tuple
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if cache is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
@@ -34,6 +34,7 @@ from gnomon.vlm.scores import Projected
 
 if TYPE_CHECKING:
     from gnomon.vlm.executor import LayerReduction
+    from gnomon.vlm.visual import VisualLayers
 
 SUPPORTED = (
     "gemma",
@@ -53,7 +54,7 @@ SUPPORTED = (
 _HEADLESS = ("qwen2_5_vl_text",)
 """Those that transformers has no causal-LM class for; their positions have three axes."""
 
-_WATCHED = "gnomon_watched"
+_ROUTED = "gnomon_routed"
 
 _LAYER_INPUTS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values"}
 
@@ -121,6 +122,7 @@ class CausalLM(Part, nn.Module):
         layout: TokenLayout,
         state: DecodeState | None = None,
         reduction: LayerReduction | None = None,
+        visual: VisualLayers | None = None,
     ) -> Tensor:
         """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen.
 
@@ -136,6 +138,7 @@ class CausalLM(Part, nn.Module):
             additive=self.attention == "eager",
             checkpointing=self.checkpointing and self.training and torch.is_grad_enabled() and state is None,
             reduction=reduction,
+            visual=visual,
         )
         return self.model.model.norm(hidden)
 
@@ -220,11 +223,10 @@ class _Enough(Exception):
 
 @contextmanager
 def _watched(layer: nn.Module, seen: list[Projected], *, run: bool) -> Iterator[None]:
-    """The attention of one layer goes by way of us: through transformers' own registry, to the same kernel as ever."""
-    attention, config = layer.self_attn, layer.self_attn.config
-    own = config._attn_implementation
+    """The attention of one layer goes by way of us, to the same kernel as ever."""
+    attention = layer.self_attn
     eager = sys.modules[type(attention).__module__].eager_attention_forward
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
 
     def watch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any):
         if not seen:
@@ -235,8 +237,17 @@ def _watched(layer: nn.Module, seen: list[Projected], *, run: bool) -> Iterator[
             raise _Enough
         return kernel(module, query, key, value, mask, **options)
 
-    AttentionInterface.register(_WATCHED, watch)
-    config._attn_implementation = _WATCHED
+    with attending(layer, watch):
+        yield
+
+
+@contextmanager
+def attending(layer: nn.Module, attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+    """While it lasts, a layer's attention is this function: through transformers' own registry."""
+    config = layer.self_attn.config
+    own = config._attn_implementation
+    AttentionInterface.register(_ROUTED, attend)
+    config._attn_implementation = _ROUTED
     try:
         yield
     finally:

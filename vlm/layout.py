@@ -71,6 +71,11 @@ class TokenLayout(Movable):
     def is_image(self) -> Tensor:
         return self.kind == Kind.IMAGE
 
+    @property
+    def is_cell(self) -> Tensor:
+        """Image tokens that stand for cells of a grid; row ends and other marks do not."""
+        return self.is_image & (self.cell[..., 0] >= 0)
+
     @classmethod
     def text(cls, rows: int, length: int, *, start: int = 0, device: torch.device | str = "cpu") -> TokenLayout:
         """Plain text, nothing padded."""
@@ -139,6 +144,12 @@ class Features(Movable):
         names = ("tokens", "keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence")
         pooled = {name: pool(getattr(self, name)) for name in names}
         return replace(self, **pooled, grid=[(h // side, w // side)] * len(self.grid), cls=None)
+
+    def stacked(self, side: int) -> Features:
+        """Blocks of side x side cells of images of one size as one token each, their channels one after the other."""
+        h, w = self.grid[0]
+        tokens = self.tokens.unflatten(1, (h // side, side, w // side, side)).transpose(2, 3)
+        return Features(tokens.flatten(3).flatten(1, 2), [(h // side, w // side)] * len(self.grid))
 
     def reduced(self, plan: ReductionPlan) -> Features:
         """These features after one more plan; what is aligned with the tokens goes along with their anchors."""

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnomon.vlm.compute.base import Leave, VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.encoders.blocks import reduced, tower_of
 from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, image_slots, place, policy, reduce_images
-from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.hf import CausalLM, attending
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite
+from gnomon.vlm.visual import VisualLayers, runnable
 
 
 @dataclass
@@ -68,6 +70,7 @@ class VLM(nn.Module):
     a learned token ends each row of tokens that crops make side by side.
     template: name of the chat template, see data/template.py.
     reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
+    compute: what the decoder's layers spare visual tokens.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class VLM(nn.Module):
         image_positions: str = "sequence",
         template: str = "chatml",
         reducers: Sequence[TokenReducer] = (),
+        compute: VisualCompute | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
@@ -110,7 +114,7 @@ class VLM(nn.Module):
         self.image_newline = None if newline is None else nn.Parameter(newline)
         self.template = template
         self.reducers = list(reducers)
-        self.check(self.reducers)
+        self.use(compute)
         self.register_buffer("mean", torch.tensor(self.image.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image.std).view(3, 1, 1), persistent=False)
 
@@ -118,8 +122,25 @@ class VLM(nn.Module):
     def tokenizer(self):
         return self.lm.tokenizer
 
+    def use(self, compute: VisualCompute | None) -> None:
+        """From now on the decoder's layers spare visual tokens this; a ValueError where they cannot."""
+        if compute is not None:
+            vision = self.encoder.width * self.connector.merge**2
+            compute.setup(vision=vision, width=self.lm.width, depth=len(self.lm.layers))
+            runnable(compute, self.lm.layers)
+        self.compute = compute
+        self.check(self.reducers)
+
     def check(self, reducers: Sequence[TokenReducer]) -> None:
         """A ValueError for reducers that this model cannot run, before any work."""
+        for reducer in reducers:
+            inside = reducer.stage is Stage.LLM_LAYER
+            if self.compute is not None and (inside or self.compute.reads) and not reducer.idle():
+                where = "between decoder layers" if inside else "on features that every layer reads"
+                raise ValueError(
+                    f"{type(reducer).__name__} acts {where}, which {type(self.compute).__name__} does not allow; "
+                    "use one of the two"
+                )
         inside = [reducer for reducer in reducers if reducer.stage is Stage.LLM_LAYER]
         LayerReduction(inside, samples=(), probe=self.lm, depth=len(self.lm.layers))
         for reducer in reducers:
@@ -253,21 +274,40 @@ class VLM(nn.Module):
         features = self.see([blank], [])[0].features
         tokens = features.tokens.to(_dtype(self.connector, default=features.tokens.dtype))
         tokens = self.connector({"vision": replace(features, tokens=tokens)}).tokens
-        return embeds + 0 * tokens.sum().to(embeds.dtype)
+        made = [tokens]
+        if self.compute is not None and self.compute.reads:
+            stacked = features.stacked(self.connector.merge).tokens
+            made += [fed for i in range(len(self.lm.layers)) if (fed := self.compute.feed(i, stacked)) is not None]
+        return embeds + 0 * sum(each.sum() for each in made).to(embeds.dtype)
+
+    def _spared(self, batch: Batch, seen: list[Seen]) -> VisualLayers:
+        """The decoder's layers for this batch, as the model's policy has them."""
+        source = None
+        if self.compute.reads:
+            groups = [(group.members, group.features.stacked(self.connector.merge)) for group in seen]
+            tokens = groups[0][1].tokens
+            source = self._fill(tokens.new_zeros(*batch.ids.shape, tokens.shape[2]), batch, groups)
+        return VisualLayers(self.compute, attending, source)
 
     def read(self, batch: Batch, state: DecodeState | None = None, seen: list[Seen] | None = None) -> Read:
         """Everything up to the head: the hidden states of the whole sequence, and its layout before and after the layers."""
+        visual = None
+        if self.compute is not None and batch.pixels:
+            seen = self.see(batch.pixels) if seen is None else seen
+            visual = self._spared(batch, seen)
         embeds, layout, rewrite = self.embed(batch, seen)
         acting = [r for r in self.active if r.stage is Stage.LLM_LAYER]
+        if visual is not None and self.compute.leaves is not None:
+            acting.append(Leave(self.compute.leaves))
         rewrites = [] if rewrite is None else [rewrite]
         if not acting or not batch.pixels:
-            return Read(self.lm(embeds, layout, state), layout, layout, rewrites)
+            return Read(self.lm(embeds, layout, state, visual=visual), layout, layout, rewrites)
         # with caches it is a prompt that is read, to be answered; without, answers stand there already
         labels = None if state is not None else batch.labels if rewrite is None else rewrite.carry(batch.labels, IGNORE)
         reduction = LayerReduction(
             acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers), labels=labels
         )
-        hidden = self.lm(embeds, layout, state, reduction)
+        hidden = self.lm(embeds, layout, state, reduction, visual)
         after = reduction.rewrites[-1].layout if reduction.rewrites else layout
         return Read(hidden, layout, after, rewrites + reduction.rewrites)
 

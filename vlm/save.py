@@ -23,6 +23,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.directory import whole
 from gnomon.vlm.encoders.base import Encoder
@@ -91,6 +92,8 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
             raise ValueError(f"the model's {name} needs a class_path and init_args, not {source.get(name)!r}")
     parts: dict[str, Any] = {name: build(source[name], family) for name, family in _FAMILIES.items()}
     parts["reducers"] = [build(spec, TokenReducer) for spec in source.get("reducers") or ()]
+    if source.get("compute") is not None:
+        parts["compute"] = build(source["compute"], VisualCompute)
     return VLM(**{**source, **parts})
 
 
@@ -147,6 +150,7 @@ def describe(model: VLM) -> dict[str, Any]:
         **{f"image_{name}": value for name, value in rare.items() if value != usual[name]},
         "template": model.template,
         "reducers": [reducer.spec() for reducer in model.reducers],
+        **({} if model.compute is None else {"compute": model.compute.spec()}),
     }
 
 

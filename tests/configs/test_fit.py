@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gnomon.train.parsing import FitCLI
+from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.part import build
 from gnomon.vlm.reduction.base import TokenReducer
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2] / "configs"
 MODEL = str(ROOT / "model" / "demo.yaml")
 RUNS = sorted(ROOT.glob("demo/*.yaml"))
 REDUCTIONS = sorted(ROOT.glob("reduction/*.yaml"))
+COMPUTE = sorted(ROOT.glob("compute/*.yaml"))
 CONNECTORS = sorted(ROOT.glob("connectors/*.yaml"))
 
 
@@ -50,6 +52,18 @@ def test_every_reducer_has_an_overlay():
     assert files == {path.stem for path in REDUCTIONS}
 
 
+@pytest.mark.parametrize("overlay", COMPUTE, ids=lambda path: path.stem)
+def test_a_compute_overlay_names_its_policy(overlay, tmp_path):
+    model = parse(MODEL, RUNS[0], overlay, out=tmp_path).plain()["model"]
+    policy = build(model["compute"], VisualCompute)
+    assert type(policy).__module__.endswith(f".{overlay.stem}")
+
+
+def test_every_policy_has_an_overlay():
+    files = {path.stem for path in (ROOT.parent / "vlm" / "compute").glob("*.py")} - {"base"}
+    assert files == {path.stem for path in COMPUTE}
+
+
 def test_the_demo_is_small_and_needs_no_network():
     model = from_config(Path(MODEL))
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
@@ -57,5 +71,5 @@ def test_the_demo_is_small_and_needs_no_network():
 
 
 def test_no_yaml_is_left_out():
-    known = {"base", "connectors", "demo", "model", "checkpoints", "reduction"}
+    known = {"base", "compute", "connectors", "demo", "model", "checkpoints", "reduction"}
     assert {path.name for path in ROOT.iterdir() if path.is_dir()} <= known, "a new folder of configs needs a test here"

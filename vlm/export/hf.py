@@ -76,6 +76,8 @@ def obstacle(model: VLM) -> str | None:
         return "its tower ends with a norm that LLaVA in transformers skips; train with layer -2"
     if encoder.prefix > 1:
         return f"its tower has {encoder.prefix} tokens before the patches; LLaVA in transformers drops one at most"
+    if model.compute is not None:
+        return f"its layers spare visual tokens ({type(model.compute).__name__}), which transformers does not know"
     if image.fit == "anyres":
         return "its images come in crops, which LLaVA in transformers does not know; use image_fit pad, crop or resize"
     side = encoder.config.image_size
