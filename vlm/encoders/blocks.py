@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
@@ -29,6 +27,10 @@ from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.ragged import by_count, together
 from gnomon.vlm.reduction.base import ReduceContext, Stage, TokenReducer
 from gnomon.vlm.scores import Projected
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Block as TimmBlock
+    from timm.models.vision_transformer import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Tower:
 def tower_of(encoder: nn.Module) -> Tower | None:
     """An encoder taken apart; None for one whose blocks this module does not know."""
     model = getattr(encoder, "model", None)
-    if isinstance(model, VisionTransformer) and all(_plain(block) for block in model.blocks):
+    if _plain(model):
         return _timm(encoder, model)
     kind = getattr(getattr(encoder, "config", None), "model_type", None)
     if kind in ("clip_vision_model", "siglip_vision_model"):
@@ -196,8 +198,17 @@ def _timm_block(block: TimmBlock) -> Block:
     return Block(project, add, feed, attn.attn_drop.p if block.training else 0.0)
 
 
-def _plain(block: nn.Module) -> bool:
-    return type(block) is TimmBlock and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+def _plain(model: object) -> bool:
+    """Whether it is timm's vision transformer with its ordinary blocks."""
+    # here and not above: the model imports this file, and what needs no timm should not wait for it
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block as TimmBlock
+    from timm.models.vision_transformer import VisionTransformer
+
+    return isinstance(model, VisionTransformer) and all(
+        type(block) is TimmBlock and type(block.attn) is Attention and getattr(block.attn, "gate", None) is None
+        for block in model.blocks
+    )
 
 
 def _clip(encoder: nn.Module) -> Tower:
