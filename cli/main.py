@@ -12,7 +12,11 @@ COMMANDS = {
     "ask": ("gnomon.eval.cli", "ask", "ask a model one question about an image"),
     "report": ("gnomon.eval.cli", "report", "one self-contained HTML page from run directories"),
     "export": ("gnomon.cli.export", "main", "write a model for other software, reload it and compare"),
-    "import": ("gnomon.cli.importing", "main", "make a model of a Hugging Face checkpoint: LLaVA, LLaVA-NeXT, Qwen2.5-VL"),
+    "import": (
+        "gnomon.cli.importing",
+        "main",
+        "make a model of a Hugging Face checkpoint: LLaVA, LLaVA-NeXT, Qwen2.5-VL",
+    ),
     "bench": ("gnomon.cli.bench", "main", "speed side by side: decode"),
     "data": ("gnomon.cli.data", "main", "make shards of procedural data, or look at samples"),
     "methods": ("gnomon.cli.methods", "main", "list what is in the box: title, paper, where it acts"),

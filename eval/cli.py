@@ -62,8 +62,8 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(argv)
 
-    from gnomon.eval import evaluate as work
     from gnomon.eval import compare, names, table
+    from gnomon.eval import evaluate as work
     from gnomon.eval.session import open_model
 
     for name in args.benchmarks:
@@ -73,7 +73,9 @@ def evaluate(argv: list[str]) -> int:
     options = {key: getattr(args, key) for key in ("tasks", "levels", "seed", "prompt", "style", "size")}
     given = {key: value for key, value in options.items() if value is not None}
     size = loaded.model.image.size
-    benchmarks = [names.make(name, given, defaults={} if size is None else {"size": _drawn(size)}) for name in args.benchmarks]
+    benchmarks = [
+        names.make(name, given, defaults={} if size is None else {"size": _drawn(size)}) for name in args.benchmarks
+    ]
     try:
         result = work.evaluate(
             loaded,

@@ -41,9 +41,7 @@ class Question:
     example: Example
 
 
-def answerer(
-    model: VLM, processor: Processor, variants: Sequence[Sequence[TokenReducer]] | None = None
-) -> Answer:
+def answerer(model: VLM, processor: Processor, variants: Sequence[Sequence[TokenReducer]] | None = None) -> Answer:
     """Greedy answers of a model, on whatever device it is: one list per set of reducers; by default the model's own.
 
     Images are encoded once for all sets that act behind the encoder; each is charged with the encoder's seconds.

@@ -11,7 +11,16 @@ from gnomon.cli.methods import HELPERS
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("cli", "data", "eval", "kernels", "train", "vlm")
 FORBIDDEN = {
-    "kernels": {"gnomon.data", "gnomon.eval", "gnomon.train", "gnomon.vlm", "gnomon.cli", "transformers", "lightning", "timm"},
+    "kernels": {
+        "gnomon.data",
+        "gnomon.eval",
+        "gnomon.train",
+        "gnomon.vlm",
+        "gnomon.cli",
+        "transformers",
+        "lightning",
+        "timm",
+    },
     "vlm": {"gnomon.data", "gnomon.train", "gnomon.eval", "gnomon.cli", "lightning", "deepspeed"},
     "data": {"gnomon.vlm", "gnomon.kernels", "gnomon.train", "gnomon.eval", "gnomon.cli", "transformers", "deepspeed"},
     "train": {"gnomon.eval", "gnomon.cli"},

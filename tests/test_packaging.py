@@ -16,7 +16,20 @@ PROBE = "import transformers.utils.import_utils as u, importlib.util as i; print
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     build = out / "build"
-    command = [sys.executable, "setup.py", "-q", "build", "-b", str(build), "egg_info", "-e", str(out), "bdist_wheel", "-d", str(out)]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build",
+        "-b",
+        str(build),
+        "egg_info",
+        "-e",
+        str(out),
+        "bdist_wheel",
+        "-d",
+        str(out),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next(out.glob("*.whl")))
@@ -34,7 +47,9 @@ def test_wheel_holds_every_module_under_the_namespace(wheel):
 def test_wheel_holds_configs_and_checkpoints(wheel):
     names = set(wheel.namelist())
     suffixes = {".yaml", ".json", ".safetensors", ".jinja"}
-    expected = {f"gnomon/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "configs").rglob("*") if f.suffix in suffixes}
+    expected = {
+        f"gnomon/{f.relative_to(ROOT).as_posix()}" for f in (ROOT / "configs").rglob("*") if f.suffix in suffixes
+    }
     assert expected and expected <= names, sorted(expected - names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
 

@@ -105,9 +105,7 @@ def generate(
     return generations
 
 
-def _run(
-    model: VLM, batch: Batch, search: Search, seen: list[Seen] | None
-) -> tuple[Read, float, list[float]]:
+def _run(model: VLM, batch: Batch, search: Search, seen: list[Seen] | None) -> tuple[Read, float, list[float]]:
     """The loop. Returns what the prefill made, its seconds, and those from there to the end of each step."""
     lm, device = model.lm, batch.ids.device
     start = now(device)

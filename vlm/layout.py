@@ -238,7 +238,9 @@ class ImageSpec:
         if (self.size is None) != (self.fit == "native"):
             raise ValueError(f"image fit {self.fit!r} with size {self.size}: native takes no size, all others need one")
         if self.size is not None and any(side % self.cell or side < self.cell for side in self.size):
-            raise ValueError(f"image size {tuple(self.size)} is not a multiple of {self.cell} pixels per token; round it")
+            raise ValueError(
+                f"image size {tuple(self.size)} is not a multiple of {self.cell} pixels per token; round it"
+            )
         for canvas in self.canvases:
             if any(side % unit or side < unit for side, unit in zip(canvas, self.size)):
                 raise ValueError(f"canvas {tuple(canvas)} is not whole crops of {tuple(self.size)}; correct it")

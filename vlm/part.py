@@ -38,7 +38,9 @@ def build(spec: dict[str, Any], family: type[T]) -> T:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"class path {path!r} cannot be imported: {error}; install or correct it") from error
     if not (isinstance(cls, type) and issubclass(cls, family)):
-        raise ValueError(f"class path {path!r} is not a {family.__name__}; name a subclass of {family.__module__}.{family.__name__}")
+        raise ValueError(
+            f"class path {path!r} is not a {family.__name__}; name a subclass of {family.__module__}.{family.__name__}"
+        )
     try:
         return cls(**spec.get("init_args", {}))
     except TypeError as error:

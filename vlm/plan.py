@@ -133,7 +133,9 @@ class ReductionPlan(Movable):
     def average(self, values: Tensor) -> Tensor:
         """(G,N,A) what the tokens carry, to (G,T,A): the weighted mean over the sources; of an extra token, over all."""
         index = self.index.clamp(max=values.shape[1] - 1)
-        weight = torch.ones_like(index, dtype=values.dtype) if self.weight is None else self.weight.to(values.dtype).abs()
+        weight = (
+            torch.ones_like(index, dtype=values.dtype) if self.weight is None else self.weight.to(values.dtype).abs()
+        )
         weight = weight * (self.index < values.shape[1])
         groups = torch.arange(len(index), device=index.device)[:, None, None]
         mean = (values[groups, index] * weight[..., None]).sum(2) / weight.sum(2).clamp(min=1e-12)[..., None]

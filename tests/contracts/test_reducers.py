@@ -162,7 +162,12 @@ def batch_of(model: VLM, rows: list[list[int | Tensor]], *, left: bool) -> Batch
     return Batch(full[..., 0], full[..., 1], layout, pixels, samples=[f"s{i}" for i in range(len(rows))])
 
 
-ROWS = [[3, image(32, 1), 4, 5, 6], [7, 8, image(32, 2), 9, 10, 11, 12, 13], [3, 4, 5], [image(32, 3), 6, image(32, 1), 5]]
+ROWS = [
+    [3, image(32, 1), 4, 5, 6],
+    [7, 8, image(32, 2), 9, 10, 11, 12, 13],
+    [3, 4, 5],
+    [image(32, 3), 6, image(32, 1), 5],
+]
 
 
 @pytest.fixture
