@@ -28,7 +28,7 @@ FAMILIES = {
     "probes": "eval/probes",
 }
 FIELDS = ("Paper", "Origin", "Rule", "Where", "Differs")
-HELPERS = {"base", "blocks", "taps"}
+HELPERS = {"base"}
 """Files of a family's folder that are no method."""
 
 

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gnomon.vlm.layout import TokenLayout
 
 if TYPE_CHECKING:
-    from gnomon.vlm.executor import LayerReduction
+    from gnomon.vlm.layer_reduction import LayerReduction
     from gnomon.vlm.visual import BlindHeads, VisualLayers
 
 LayerRun = Callable[..., Tensor]

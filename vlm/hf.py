@@ -33,7 +33,7 @@ from gnomon.vlm.part import Part
 from gnomon.vlm.scores import Projected
 
 if TYPE_CHECKING:
-    from gnomon.vlm.executor import LayerReduction
+    from gnomon.vlm.layer_reduction import LayerReduction
     from gnomon.vlm.visual import VisualLayers
 
 SUPPORTED = (

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnomon.vlm.blocks import reduced, tower_of
 from gnomon.vlm.compute.base import Leave, VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.encoders.blocks import reduced, tower_of
-from gnomon.vlm.executor import LayerReduction, image_names, image_numbers, image_slots, place, policy, reduce_images
+from gnomon.vlm.executor import image_names, image_numbers, image_slots, place, policy, reduce_images
 from gnomon.vlm.hf import CausalLM, attending
+from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite

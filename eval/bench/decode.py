@@ -25,8 +25,8 @@ from gnomon.eval.bench.synthetic import prompt
 from gnomon.eval.cost import peak_memory
 from gnomon.eval.flops import Decoder
 from gnomon.vlm.decoder import DecodeState
-from gnomon.vlm.executor import LayerReduction
 from gnomon.vlm.generate import now
+from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import Batch, TokenLayout
 from gnomon.vlm.model import VLM, Seen
 from gnomon.vlm.plan import ReductionPlan

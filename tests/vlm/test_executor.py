@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gnomon.vlm.decoder import decode
-from gnomon.vlm.executor import LayerReduction, policy
+from gnomon.vlm.executor import policy
 from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import IGNORE, Kind, TokenLayout
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.base import ReduceContext, Stage, TokenReducer

@@ -94,7 +94,8 @@ def test_images_of_different_sizes(tiny):
     features = model.encode([small, wide, tall, small])
     assert features.grid == [(1, 1), (1, 3), (3, 2), (1, 1)]
     assert features.valid.sum(1).tolist() == [1, 3, 6, 1]
-    assert torch.equal(features.tokens[0], features.tokens[3]) and not features.tokens[~features.valid].any()
+    torch.testing.assert_close(features.tokens[0], features.tokens[3])  # rows of one product: equal up to the last bit
+    assert not features.tokens[~features.valid].any()
 
 
 @torch.no_grad()

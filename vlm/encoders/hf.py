@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-import gnomon.vlm.encoders.taps as taps
+from gnomon.vlm import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.layout import Features
 

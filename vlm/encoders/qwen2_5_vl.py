@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.encoders.taps import NAMES, read, unreadable, watched
 from gnomon.vlm.layout import Features
 from gnomon.vlm.scores import Projected
+from gnomon.vlm.taps import NAMES, read, unreadable, watched
 
 _KIND = "qwen2_5_vl"
 

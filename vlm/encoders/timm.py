@@ -22,7 +22,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import gnomon.vlm.encoders.taps as taps
+from gnomon.vlm import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.layout import Features
 

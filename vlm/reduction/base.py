@@ -126,7 +126,7 @@ class TokenReducer(Part):
 
     For PIXEL and VIT_LAYER:
     inside   whether it acts in the encoder, or on what the encoder yields; None: inside where the encoder's blocks
-             can be walked (encoders/blocks.py) and the connector merges no cells
+             can be walked (blocks.py) and the connector merges no cells
     """
 
     stage: Stage

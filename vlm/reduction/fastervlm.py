@@ -5,7 +5,7 @@ Paper:   [CLS] Attention is All You Need for Training-Free Visual Token Pruning:
 Rule:    s_j = mean_h A[h, CLS, j] in the encoder's chosen block; keep the ceil(r N) largest s_j, in raster order
 Where:   after the encoder
 Differs: left out before the connector, not after it (the same for connectors that act on each token); an encoder
-         without a class token gives received attention, one without attention its substitute (encoders/taps.py)
+         without a class token gives received attention, one without attention its substitute (taps.py)
 """
 
 from __future__ import annotations

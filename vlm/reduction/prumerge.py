@@ -5,7 +5,7 @@ Rule:    a = softmax(q_CLS K^T / sqrt(C)), all heads as one; the tokens with a >
          x_i += sum of a_j x_j over the 32 tokens of nearest key (cosine); one more token is the sum of a_j x_j left out
 Where:   after the encoder
 Differs: a and keys are of the block that the features come from, not of the one behind it; without `adaptive` the ratio
-         says how many there are, the last one included; at least one stays; without a class token see encoders/taps.py
+         says how many there are, the last one included; at least one stays; without a class token see taps.py
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Where:   after the encoder
 Differs: the step is at least 1 and grows until no more than ratio N are kept (the last cell is never one of a step's,
          as in the original); without `adaptive` half of the ratio's tokens are the highest and half lie evenly among
          the others, without repeats; a and keys are of the block that the features come from; without a class token
-         see encoders/taps.py
+         see taps.py
 """
 
 from __future__ import annotations

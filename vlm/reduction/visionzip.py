@@ -4,7 +4,7 @@ Paper:   VisionZip: Longer is Better but Not Necessary in Vision Language Models
 Rule:    T = D + C; the class token and the D-1 patches that it looks at most stay; of the R others every floor(R/C)-th
          is a target, the rest goes to the target of nearest key (cosine), and a target becomes x_t + mean of its gains
 Where:   after the encoder
-Differs: without a class token there are D patches, by received attention (see encoders/taps.py); D + C is always T
+Differs: without a class token there are D patches, by received attention (see taps.py); D + C is always T
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Rule:    int(q T) tokens of highest class attention stay; of the others, by fall
          compared with those at odd places and the min(8, R - target) nearest to one leave, again and again
 Where:   after the encoder
 Differs: at most as many leave in one turn as stand at even places, where the original fails; 8 becomes 8 k for images
-         of k times 576 tokens, or choosing would take long; scores without a class token are those of encoders/taps.py
+         of k times 576 tokens, or choosing would take long; scores without a class token are those of taps.py
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gnomon.vlm.executor import LayerReduction
 from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import Kind, TokenLayout
 from gnomon.vlm.reduction.base import ReduceContext
 from gnomon.vlm.reduction.fastv import FastV

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from gnomon.vlm.blocks import reduced
 from gnomon.vlm.connectors.mlp import MLP
 from gnomon.vlm.connectors.pixel_shuffle import PixelShuffle
-from gnomon.vlm.encoders.blocks import reduced
 from gnomon.vlm.encoders.timm import Timm
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.base import ReduceContext

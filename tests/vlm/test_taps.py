@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, CLIPVisionConfig, Dinov2Config, Dinov2WithRegistersConfig, SiglipVisionConfig
 
-from gnomon.vlm.encoders import taps
+from gnomon.vlm import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.encoders.hf import HFVision
 from gnomon.vlm.encoders.timm import Timm

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.encoders.taps import NAMES, read
 from gnomon.vlm.executor import CHOOSING, reduce_images
 from gnomon.vlm.layout import Features
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.ragged import by_count, together
 from gnomon.vlm.reduction.base import ReduceContext, Stage, TokenReducer
 from gnomon.vlm.scores import Projected
+from gnomon.vlm.taps import NAMES, read
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import Block as TimmBlock

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gnomon.vlm.blocks import reduced, tower_of
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.encoders.blocks import reduced, tower_of
 from gnomon.vlm.encoders.hf import HFVision
-from gnomon.vlm.encoders.taps import NAMES
 from gnomon.vlm.encoders.timm import Timm
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.base import ReduceContext, Stage, TokenReducer
+from gnomon.vlm.taps import NAMES
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 VISION = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
