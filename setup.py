@@ -1,4 +1,4 @@
-"""Map the top-level folders of the repository into the `gnomon` namespace (see CONTRIBUTING.md, "Where things live")."""
+"""Map the top-level folders into the `gnomon` namespace (see CONTRIBUTING.md, "Where things live")."""
 
 from setuptools import find_namespace_packages, setup
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from gnomon.data.example import Example
+from gnomon.data.example import GEOMETRY, Example
 from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout
 
 
@@ -32,6 +33,7 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int, side: Litera
     axes = {1 if example.position is None else 3 for row in rows for example in row}
     assert len(axes) == 1, "examples of one processor have positions of one kind"
     position = torch.zeros((*axes, *shape), dtype=torch.long)
+    views, count = [], 0
 
     for b, row in enumerate(rows):
         start = 0 if side == "right" else shape[1] - lengths[b]
@@ -40,15 +42,19 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int, side: Litera
             # labels[t] is the token AT t, so a target at a document's first place would belong to the one before
             assert example.labels[0] == IGNORE
             at = slice(start, start + len(example))
-            visual = example.image >= 0
-            ids[b, at] = example.ids.masked_fill(visual, pad_id)
+            visual, scene = example.image >= 0, example.image == GEOMETRY
+            ids[b, at] = example.ids.masked_fill(visual | scene, pad_id)
             labels[b, at] = example.labels
-            kind[b, at] = torch.where(visual, Kind.IMAGE, Kind.TEXT)
+            kind[b, at] = torch.where(visual, Kind.IMAGE, torch.where(scene, Kind.GEOMETRY, Kind.TEXT))
             image[b, at] = torch.where(visual, example.image + images, -1)
             cell[b, at] = example.cell
             position[:, b, at] = torch.arange(len(example)) if example.position is None else example.position
             document[b, at] = d
+            if example.views is not None:
+                shown = [i if i < 0 else i + count + images for i in example.views.image]
+                views.append(replace(example.views, image=shown))
             start, images = at.stop, images + len(example.pixels)
+        count += images
 
     position = position[0] if len(position) == 1 else position
     return Batch(
@@ -57,4 +63,5 @@ def collate_rows(rows: Sequence[Sequence[Example]], *, pad_id: int, side: Litera
         layout=TokenLayout(kind=kind, image=image, cell=cell, position=position, document=document),
         pixels=[pixels for row in rows for example in row for pixels in example.pixels],
         samples=[example.sample for row in rows for example in row],
+        views=views,
     )

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from gnomon.data import anyres
+from gnomon.data import anyres, views
 from gnomon.data.check import check, describe
 from gnomon.data.errors import BadSample, TooLong
 from gnomon.data.example import Example, Run, join
 from gnomon.data.image import load, prepare
 from gnomon.data.sample import IMAGE_MARK, Sample
 from gnomon.data.template import Span, Template, template
-from gnomon.vlm.layout import IGNORE, ImageSpec
+from gnomon.vlm.layout import IGNORE, ImageSpec, ViewsSpec
 
 Overlong = Literal["error", "truncate", "skip"]
 
@@ -32,6 +32,7 @@ class Processor:
     overlong   what becomes of samples above `max_length` tokens: "error", "skip" (left out of training without counting
                as bad), or "truncate" (cut at the end; an image that does not fit whole is cut with what follows it).
                A prompt is never cut.
+    views      how the views of a sample's scene become pixels; None: the model takes none, and they are left aside
     """
 
     tokenizer: Any
@@ -39,6 +40,7 @@ class Processor:
     image: ImageSpec
     max_length: int = 2048
     overlong: Overlong = "error"
+    views: ViewsSpec | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in ("error", "truncate", "skip"):
@@ -109,7 +111,8 @@ class Processor:
             trained[first + 1 : last + 1] = 1
         trained = trained.cumsum()
 
-        name, pixels = describe(sample), []
+        name, pixels, firsts, scene = describe(sample), [], [], None
+        located = self.views is not None and sample.geometry is not None
         runs: list[Run] = []
         if self._template.bos and self.tokenizer.bos_token_id is not None:
             runs.append(Run.text(np.asarray([self.tokenizer.bos_token_id]), np.asarray([IGNORE])))
@@ -118,13 +121,18 @@ class Processor:
                 image = load(sample.images[k - 1], name=f"image {k - 1} of {name}")
                 parts, run = self._picture(image, len(pixels))
                 runs.append(run)
+                firsts.append(len(pixels))
                 pixels += parts
+            if located and k == len(sample.images) and self.views.extra:
+                runs.append(Run.geometry(self.views.extra))
             if len(ids):
                 first, last = offsets.T
                 runs.append(Run.text(ids, np.where(trained[last] > trained[first], ids, IGNORE)))
         if not runs:
             raise BadSample(f"{name} leaves nothing to read with template {self.template!r}; drop it")
-        return join(sample.id, runs, pixels, grid=self.image.positions == "grid")
+        if located:
+            scene = views.prepare(sample.geometry, self.views, images=firsts, name=name)
+        return join(sample.id, runs, pixels, grid=self.image.positions == "grid", views=scene)
 
     def _pieces(self, text: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Tokens (T,) of the text before, between and behind the image marks, and their characters (T,2) in it."""

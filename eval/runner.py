@@ -27,7 +27,7 @@ AHEAD = 16
 """Batches' worth of questions that are looked at together, to put equally long ones into one batch."""
 
 Answer = Callable[[Sequence[Example], int], list[list[Generation]]]
-"""Examples and the most new tokens to a generation each, per variant; greedy: the same text at any time and batch size."""
+"""Examples and the most new tokens to a generation each, per variant; greedy: the same text at any batch size."""
 
 
 @dataclass(frozen=True)

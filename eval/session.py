@@ -38,7 +38,7 @@ def open_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Loade
     folder = resolve(name)
     where, dtype = place(device, dtype)
     model = load(folder, device=where, dtype=DTYPES[dtype])
-    processor = Processor(model.tokenizer, model.template, model.image)
+    processor = Processor(model.tokenizer, model.template, model.image, views=model.views)
     return Loaded(_title(folder.resolve()), folder, model, processor, where, dtype)
 
 

@@ -23,7 +23,10 @@ def test_method_has_its_own_test(file):
 
 
 def test_header_grammar():
-    text = '"""FastV: drop tokens.\n\nPaper:   A title.\n         arXiv:1\nRule:    top k\nWhere:   prefill\nDiffers: no\n"""'
+    text = (
+        '"""FastV: drop tokens.\n\nPaper:   A title.\n         arXiv:1\nRule:    top k\n'
+        'Where:   prefill\nDiffers: no\n"""'
+    )
     assert header(text) == {
         "title": "FastV: drop tokens.",
         "paper": "A title. arXiv:1",

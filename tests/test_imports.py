@@ -33,8 +33,9 @@ ALLOWED = {  # exceptions: folder of the importing file -> module -> files that 
 }
 RESTRICTED = {"vlm": {"transformers"}, "data": {"lightning"}, "train": {"deepspeed"}}
 FAMILIES = (
-    "kernels/softmax", "kernels/linear", "kernels/sparse", "vlm/encoders", "vlm/connectors", "vlm/fusion", "vlm/position",
-    "vlm/reduction", "vlm/compute", "vlm/mitigation", "vlm/mixers", "train/recipes", "eval/benchmarks", "eval/probes",
+    "kernels/softmax", "kernels/linear", "kernels/sparse", "vlm/encoders", "vlm/connectors", "vlm/geometry",
+    "vlm/fusion", "vlm/position", "vlm/reduction", "vlm/compute", "vlm/mitigation", "vlm/mixers", "train/recipes",
+    "eval/benchmarks", "eval/probes",
 )  # fmt: skip
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PROBE = "import transformers.utils.import_utils as u, importlib.util as i; print(u.is_kernels_available(), i.find_spec('kernels'))"
+PROBE = (
+    "import transformers.utils.import_utils as u, importlib.util as i; "
+    "print(u.is_kernels_available(), i.find_spec('kernels'))"
+)
 
 
 @pytest.fixture(scope="module")

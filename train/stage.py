@@ -76,7 +76,7 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
     callbacks = _callbacks(cli, place, stage, Flops(vlm), checkpoint, interrupt)
     trainer = make_trainer(cli, run, callbacks, [log, *extra_loggers(options.loggers, run, stage.name)])
     data.attach(
-        Processor(vlm.tokenizer, stage.template or vlm.template, vlm.image),
+        Processor(vlm.tokenizer, stage.template or vlm.template, vlm.image, views=vlm.views),
         world=trainer.world_size,
         rank=trainer.global_rank,
         accumulate=trainer.accumulate_grad_batches,

@@ -128,6 +128,13 @@ class Features(Movable):
         cells = cells.view(1, h * w, 2).expand(len(self.grid), -1, -1)
         return cells if self.plan is None else self.plan.average(cells)
 
+    def at(self, images: Tensor) -> Features:
+        """These of the images alone; what is there for each image goes along."""
+        names = ("tokens", "cls", "keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence", "camera")
+        chosen = {name: value[images] for name in names if (value := getattr(self, name)) is not None}
+        plan = None if self.plan is None else self.plan.at(images)
+        return replace(self, **chosen, grid=[self.grid[i] for i in images.tolist()], plan=plan)
+
     def merged(self, side: int) -> Features:
         """What is known of blocks of side x side cells of images of one size: the mean over each block."""
         if self.plan is not None:
@@ -164,6 +171,31 @@ class Features(Movable):
 
 
 @dataclass
+class Views(Movable):
+    """Pictures of one sample's scene, as a geometry encoder gets them, and what is known of its cameras.
+
+    pixels      (S,3,H,W) uint8
+    image       S                 which of the batch's images shows this view; -1: none does
+    intrinsics  (S,3,3) | None    pinhole, in pixels of `pixels`
+    extrinsics  (S,3,4) | None    [R|t], camera-from-world, x right, y down, z forward
+    depth       (S,H,W) | None    along z; 0 where nothing is known
+    """
+
+    pixels: Tensor
+    image: list[int]
+    intrinsics: Tensor | None = None
+    extrinsics: Tensor | None = None
+    depth: Tensor | None = None
+
+    @classmethod
+    def blank(cls, height: int, width: int, device: torch.device | str) -> Views:
+        """One black view of nothing, of no image."""
+        pixels = torch.zeros(1, 3, height, width, dtype=torch.uint8, device=device)
+        eye = torch.eye(3, 4, device=device)[None]
+        return cls(pixels, [-1], eye[..., :3], eye, torch.zeros(1, height, width, device=device))
+
+
+@dataclass
 class Batch(Movable):
     """What collation hands to the model.
 
@@ -172,6 +204,7 @@ class Batch(Movable):
     layout  TokenLayout
     pixels  I x (3,H,W)    uint8, in order of row and appearance; sizes may differ
     samples                ids of the samples in it (in row order, packed ones included), for error messages and records
+    views   Views each     scenes of the samples that have any
     targets float | None   what to divide the loss sum by; None: this batch's own number of targets
     """
 
@@ -181,6 +214,7 @@ class Batch(Movable):
     pixels: list[Tensor] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     targets: float | None = None
+    views: list[Views] = field(default_factory=list)
 
     @property
     def supervised(self) -> int:
@@ -191,12 +225,13 @@ class Batch(Movable):
         def pin(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.pin_memory()
-            if isinstance(value, list) and value and isinstance(value[0], Tensor):
-                return [item.pin_memory() for item in value]
+            if isinstance(value, list):
+                return [pin(item) for item in value]
+            if isinstance(value, Movable):
+                return replace(value, **{f.name: pin(getattr(value, f.name)) for f in fields(value)})
             return value
 
-        layout = replace(self.layout, **{f.name: pin(getattr(self.layout, f.name)) for f in fields(self.layout)})
-        return replace(self, ids=pin(self.ids), labels=pin(self.labels), layout=layout, pixels=pin(self.pixels))
+        return pin(self)
 
 
 @dataclass(frozen=True)
@@ -264,3 +299,23 @@ class ImageSpec:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Token rows and columns of an image that has its target size."""
         return height // self.cell, width // self.cell
+
+
+@dataclass(frozen=True)
+class ViewsSpec:
+    """How the views of a sample's scene become pixels.
+
+    multiple  both sides are multiples of it: the geometry encoder's
+    most      views of one scene; None: any number
+    extra     tokens that a scene takes in the sequence, behind the sample's images
+    size      (H,W) that all images are brought to, and views with them; None: views keep their size, rounded
+    """
+
+    multiple: int
+    most: int | None = None
+    extra: int = 0
+    size: tuple[int, int] | None = None
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        sides = self.size or (height, width)
+        return tuple(max(1, round(side / self.multiple)) * self.multiple for side in sides)

@@ -22,11 +22,15 @@ from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.executor import image_names, image_numbers, image_slots, place, policy, reduce_images
+from gnomon.vlm.fusion.base import Fusion
+from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.hf import CausalLM, attending
 from gnomon.vlm.layer_reduction import LayerReduction
-from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout
+from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, Kind, TokenLayout, Views, ViewsSpec
+from gnomon.vlm.multiview.align import pool
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite
+from gnomon.vlm.survey import Survey, survey
 from gnomon.vlm.visual import VisualLayers, runnable
 
 
@@ -41,11 +45,20 @@ class Output:
 
 @dataclass
 class Seen:
-    """The images of one size in a batch: which ones, the encoder's features, and their pixels in 0..1."""
+    """The images of one size in a batch: which ones, the encoder's features, and their pixels in 0..1.
+
+    survey: what the geometry encoder says of all scenes of the batch.
+    """
 
     members: list[int]
     features: Features
     pixels: Tensor
+    survey: Survey | None = None
+
+    @property
+    def geometry(self) -> list[tuple[Tensor, Features]]:
+        """Which of the images are views of a scene, and its features there; one pair per grid."""
+        return [] if self.survey is None else self.survey.of(self.members)
 
 
 @dataclass
@@ -67,11 +80,12 @@ class Read:
 class VLM(nn.Module):
     """A vision encoder, a connector and a language model, joined by a token layout.
 
-    image: `size` (H,W) with `fit` resize, pad, crop or anyres; or no size with `fit: native`. See ImageSpec. With anyres
-    a learned token ends each row of tokens that crops make side by side.
+    image: `size` (H,W) with `fit` resize, pad, crop or anyres; or no size with `fit: native`. See ImageSpec. With
+    anyres a learned token ends each row of tokens that crops make side by side.
     template: name of the chat template, see data/template.py.
     reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
     compute: what the decoder's layers spare visual tokens.
+    geometry, fusion: what looks at a sample's views, and how the tokens of its images learn of it; both or none.
     """
 
     def __init__(
@@ -91,10 +105,13 @@ class VLM(nn.Module):
         template: str = "chatml",
         reducers: Sequence[TokenReducer] = (),
         compute: VisualCompute | None = None,
+        geometry: GeometryEncoder | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
         connector.setup({"vision": encoder.width}, lm.width)
+        self.geometry, self.fusion = geometry, fusion
         self.image = ImageSpec(
             size=None if image_size is None else (image_size[0], image_size[1]),
             cell=encoder.stride * connector.merge,
@@ -106,6 +123,7 @@ class VLM(nn.Module):
             canvases=tuple((height, width) for height, width in image_canvases),
             positions=image_positions,
         )
+        self._join()
         if self.image.positions == "grid" and lm.axes != 3:
             raise ValueError(
                 f"image positions 'grid' with a {lm.model.config.model_type} language model, whose positions have one "
@@ -122,6 +140,33 @@ class VLM(nn.Module):
     @property
     def tokenizer(self):
         return self.lm.tokenizer
+
+    def _join(self) -> None:
+        """Set the fusion up between its neighbours; a ValueError where they do not go together."""
+        if (self.geometry is None) != (self.fusion is None):
+            given, lacking = ("geometry", "fusion") if self.fusion is None else ("fusion", "geometry")
+            raise ValueError(f"the model has a {given} but no {lacking}; give both, or none")
+        if self.fusion is None:
+            return
+        if self.image.fit not in ("resize", "native"):
+            raise ValueError(
+                f"image fit {self.image.fit!r} with a geometry encoder: both encoders must see the same pixels; use "
+                "resize or native"
+            )
+        if lacks := self.fusion.needs - self.geometry.heads:
+            raise ValueError(
+                f"{type(self.fusion).__name__} reads {', '.join(sorted(lacks))}, which {type(self.geometry).__name__} "
+                "does not predict; use another geometry encoder, or a fusion that reads tokens alone"
+            )
+        width = self.lm.width if self.fusion.behind else self.encoder.width
+        self.fusion.setup({"vision": width, "geometry": self.geometry.width}, width)
+
+    @property
+    def views(self) -> ViewsSpec | None:
+        """How the views of a sample become pixels; None: the model has no use for them."""
+        if self.geometry is None:
+            return None
+        return ViewsSpec(self.geometry.multiple, self.geometry.max_views, self.fusion.extra, self.image.size)
 
     def use(self, compute: VisualCompute | None) -> None:
         """From now on the decoder's layers spare visual tokens this; a ValueError where they cannot."""
@@ -164,10 +209,12 @@ class VLM(nn.Module):
         """The reducers that change anything."""
         return [reducer for reducer in self.reducers if not reducer.idle()]
 
-    def see(self, images: list[Tensor], reducers: Sequence[TokenReducer] | None = None) -> list[Seen]:
+    def see(
+        self, images: list[Tensor], reducers: Sequence[TokenReducer] | None = None, views: Sequence[Views] = ()
+    ) -> list[Seen]:
         """(3,H,W) uint8 images of any mix of sizes to the encoder's features; one encoder call per distinct size.
 
-        reducers: what asks the encoder for more than features; by default the model's own.
+        reducers: what asks the encoder for more than features; by default the model's own. views: of their scenes.
         """
         reducers = self.active if reducers is None else reducers
         early = [r for r in reducers if self.in_encoder(r)]
@@ -184,7 +231,8 @@ class VLM(nn.Module):
             else:
                 features = self.encoder(normal, want) if want else self.encoder(normal)
             groups.append(Seen(members, features, pixels))
-        return groups
+        known = self._survey(views)
+        return [group if known is None else _placed(replace(group, survey=known)) for group in groups]
 
     def connect(self, seen: Seen, names: Sequence[str] = (), image: Tensor | None = None) -> Features:
         """Features at the language model's width, of the images of one size, reduced on both sides of the connector.
@@ -193,22 +241,62 @@ class VLM(nn.Module):
         them all: then what acts before it acts behind it, on the merged cells.
         """
         features = seen.features
+        if self.fusion is not None and not self.fusion.behind:
+            features = self._fuse(features, seen)
         before = [r for r in self.active if r.stage in (Stage.PIXEL, Stage.VIT_LAYER) and not self.in_encoder(r)]
         before += [r for r in self.active if r.stage is Stage.POST_ENCODER]
         after = [r for r in self.active if r.stage is Stage.POST_PROJECTOR]
+        whole = features
         if self.connector.merge > 1:
             before, after = [], before + after
             features = features.merged(self.connector.merge) if after else features
         reduce = partial(reduce_images, names=list(names), pixels=seen.pixels, image=image)
         for reducer in before:
             features = reduce(reducer, features)
-        source = seen.features if self.connector.merge > 1 else features
+        source = whole if self.connector.merge > 1 else features
         tokens = source.tokens.to(_dtype(self.connector, default=source.tokens.dtype))
         connected = self.connector({"vision": replace(source, tokens=tokens)})
         features = replace(features, tokens=connected.tokens, grid=connected.grid)
+        if self.fusion is not None and self.fusion.behind:
+            features = self._fuse(features, seen)
         for reducer in after:
             features = reduce(reducer, features)
         return features
+
+    @property
+    def _in_step(self) -> bool:
+        """Ranks that shard or average a part must all run it, also one whose batch has no use for it."""
+        return self.training and torch.is_grad_enabled()
+
+    def _survey(self, views: Sequence[Views]) -> Survey | None:
+        if self.geometry is None or not (views or self._in_step):
+            return None
+        if not views:
+            views = [Views.blank(*self.views.target(self.image.cell, self.image.cell), self.mean.device)]
+        heads = set(self.fusion.needs)
+        if any("xyz" in reducer.needs for reducer in self.active) and "points" in self.geometry.heads:
+            heads.add("points")
+        return survey(self.geometry, views, layer=self.fusion.layer, heads=heads)
+
+    def _fuse(self, features: Features, seen: Seen) -> Features:
+        """Images with geometry learn of it; all others keep their tokens bit for bit."""
+        tokens = features.tokens
+        for places, known in seen.geometry:
+            fused = self.fusion(self._parts(features.at(places), known))
+            tokens = tokens.index_copy(0, places, fused.tokens.to(tokens.dtype))
+        if not seen.geometry and self._in_step:
+            cell = self.image.cell if self.fusion.behind else self.encoder.stride
+            (h, w), known = self.views.target(self.image.cell, self.image.cell), seen.survey.view(0, 0, 0)
+            grid = max(1, h // cell), max(1, w // cell)
+            blank = Features(tokens.new_zeros(1, grid[0] * grid[1], tokens.shape[2]), [grid])
+            tokens = tokens + 0 * self.fusion(self._parts(blank, known)).tokens.sum().to(tokens.dtype)
+        return replace(features, tokens=tokens)
+
+    def _parts(self, vision: Features, geometry: Features) -> dict[str, Features]:
+        """What a fusion gets, in its own precision."""
+        dtype = _dtype(self.fusion, default=vision.tokens.dtype)
+        parts = {"vision": vision, "geometry": geometry}
+        return {name: replace(part, tokens=part.tokens.to(dtype)) for name, part in parts.items()}
 
     def encode(self, images: list[Tensor]) -> Features:
         """Images to connected features, none of them reduced."""
@@ -230,7 +318,8 @@ class VLM(nn.Module):
             embeds = torch.where(ends[..., None], self.image_newline.to(embeds.dtype), embeds)
         if not batch.pixels:
             return self._touch_vision(embeds), layout, None
-        groups = self.see(batch.pixels) if seen is None else seen
+        groups = self.see(batch.pixels, views=batch.views) if seen is None else seen
+        embeds = self._scenes(embeds, batch, groups[0].survey)
         outside = [r for r in self.active if r.stage is not Stage.LLM_LAYER]
         if not outside:
             return self._fill(embeds, batch, [(g.members, self.connect(g)) for g in groups]), layout, None
@@ -266,16 +355,46 @@ class VLM(nn.Module):
             )
         return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
 
+    def _scenes(self, embeds: Tensor, batch: Batch, known: Survey | None) -> Tensor:
+        """The tokens that the fusion adds for whole scenes, in their slots."""
+        slots = batch.layout.kind == Kind.GEOMETRY
+        count = 0 if self.fusion is None else self.fusion.extra * len(batch.views)
+        if int(slots.sum()) != count:
+            raise ValueError(
+                f"the batch has {int(slots.sum())} geometry slots but its {len(batch.views)} scenes make {count} "
+                f"tokens (samples {', '.join(batch.samples)}); use the model's own processor"
+            )
+        if known is None or not self.fusion.extra:
+            return embeds
+        # of the question alone: an answer that is there to be learned must not be read
+        asked = (batch.layout.kind == Kind.TEXT) & ((batch.labels != IGNORE).long().cumsum(1) == 0)
+        rows = _rows_of(slots, self.fusion.extra) if batch.views else asked.new_zeros(1, dtype=torch.long)
+        made = []
+        for number, scenes in enumerate(known.scenes):
+            row = rows[scenes]
+            tokens, valid = known.whole(number)
+            made.append(self.fusion.scene(tokens.to(_dtype(self.fusion)), valid, embeds[row], asked[row]))
+        tokens = torch.cat(made)
+        if not batch.views:
+            return embeds + 0 * tokens.sum().to(embeds.dtype)
+        order = torch.tensor([i for scenes in known.scenes for i in scenes], device=tokens.device).argsort()
+        return embeds.masked_scatter(slots[..., None], tokens[order].to(embeds.dtype))
+
     def _touch_vision(self, embeds: Tensor) -> Tensor:
         """Run the vision path on one blank cell, times zero: ranks that shard or average it must all execute it."""
-        if not (self.training and torch.is_grad_enabled()):
+        if not self._in_step:
             return embeds
         size = self.image.size or (self.image.cell, self.image.cell)
         blank = torch.zeros(3, *size, dtype=torch.uint8, device=embeds.device)
-        features = self.see([blank], [])[0].features
+        seen = self.see([blank], [])[0]
+        features = seen.features
+        if self.fusion is not None and not self.fusion.behind:
+            features = self._fuse(features, seen)
         tokens = features.tokens.to(_dtype(self.connector, default=features.tokens.dtype))
-        tokens = self.connector({"vision": replace(features, tokens=tokens)}).tokens
-        made = [tokens]
+        connected = self.connector({"vision": replace(features, tokens=tokens)})
+        if self.fusion is not None and self.fusion.behind:
+            connected = self._fuse(connected, seen)
+        made = [connected.tokens]
         if self.compute is not None and self.compute.reads:
             stacked = features.stacked(self.connector.merge).tokens
             made += [fed for i in range(len(self.lm.layers)) if (fed := self.compute.feed(i, stacked)) is not None]
@@ -291,10 +410,10 @@ class VLM(nn.Module):
         return VisualLayers(self.compute, attending, source)
 
     def read(self, batch: Batch, state: DecodeState | None = None, seen: list[Seen] | None = None) -> Read:
-        """Everything up to the head: the hidden states of the whole sequence, and its layout before and after the layers."""
+        """Everything up to the head: the whole sequence's hidden states, its layout before and after the layers."""
         visual = None
         if self.compute is not None and batch.pixels:
-            seen = self.see(batch.pixels) if seen is None else seen
+            seen = self.see(batch.pixels, views=batch.views) if seen is None else seen
             visual = self._spared(batch, seen)
         embeds, layout, rewrite = self.embed(batch, seen)
         acting = [r for r in self.active if r.stage is Stage.LLM_LAYER]
@@ -334,6 +453,20 @@ def _first_of(number: Tensor, count: int) -> Tensor:
     """(count,) where each of the numbers 0..count-1 comes first."""
     place = torch.arange(len(number), device=number.device)
     return number.new_full((count,), len(number)).scatter_reduce(0, number, place, "amin")
+
+
+def _placed(seen: Seen) -> Seen:
+    """With the places in space of the features' cells, where the geometry encoder says them for all of the images."""
+    for places, known in seen.geometry:
+        if len(places) == len(seen.members) and known.xyz is not None:
+            grids = known.grid[0], seen.features.grid[0]
+            return replace(seen, features=replace(seen.features, xyz=pool(known.xyz, *grids, known.confidence)))
+    return seen
+
+
+def _rows_of(slots: Tensor, extra: int) -> Tensor:
+    """The row of each scene, from its slots."""
+    return slots.nonzero()[::extra, 0]
 
 
 def _dtype(module: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:

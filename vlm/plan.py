@@ -8,7 +8,7 @@ Shapes: G groups, N tokens before, T after, g sources per token, E extra tokens,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from gnomon.vlm.layout import Movable
 
 Position = Literal["keep", "repack", "centroid"]
-"""Position ids after a reduction: survivors keep theirs; all are numbered anew; or a merged token has its sources' mean."""
+"""Position ids after a reduction: survivors keep theirs; all are counted anew; a merged token has its sources' mean."""
 
 _FEW = 16
 """Up to so many sources each, adding them up is less work than multiplying by the matrix."""
@@ -75,6 +75,11 @@ class ReductionPlan(Movable):
     def identity(cls, groups: int, length: int, device: torch.device | str = "cpu") -> ReductionPlan:
         return cls.keep(torch.arange(length, device=device).expand(groups, length))
 
+    def at(self, groups: Tensor) -> ReductionPlan:
+        """Of these groups alone."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ReductionPlan(**{name: None if part is None else part[groups] for name, part in parts.items()})
+
     @property
     def length(self) -> int:
         return self.index.shape[1]
@@ -131,7 +136,7 @@ class ReductionPlan(Movable):
         return out if self.count is None else out * self.real[..., None]
 
     def average(self, values: Tensor) -> Tensor:
-        """(G,N,A) what the tokens carry, to (G,T,A): the weighted mean over the sources; of an extra token, over all."""
+        """(G,N,A) what tokens carry, to (G,T,A): the weighted mean over the sources; of an extra token, over all."""
         index = self.index.clamp(max=values.shape[1] - 1)
         weight = (
             torch.ones_like(index, dtype=values.dtype) if self.weight is None else self.weight.to(values.dtype).abs()

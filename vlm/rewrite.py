@@ -17,7 +17,7 @@ from gnomon.vlm.plan import Position, ReductionPlan
 
 @dataclass(frozen=True)
 class Placed:
-    """Groups of a batch of sequences and the plan for them; `slots` (G,N) are flat positions, -1: not in the sequence."""
+    """Groups of a batch of sequences and their plan; `slots` (G,N) are flat positions, -1: not in the sequence."""
 
     slots: Tensor
     plan: ReductionPlan
@@ -121,7 +121,7 @@ class _Spread:
 
 
 def _places(part: Placed, none: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(G,T) each: the flat position it is sorted at, the one it stems from, whether it is extra, whether it is there."""
+    """(G,T) each: the flat position it is sorted at, the one it stems from, whether it is extra, and is there."""
     slots, plan = part.slots, part.plan
     anchor = plan.anchor
     extra, real = anchor >= slots.shape[1], plan.real
@@ -139,7 +139,7 @@ def _places(part: Placed, none: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _centroid(part: Placed, ids: Tensor) -> Tensor:
-    """(A,G,T) weighted mean of the position ids (A, flat) of what a token is made of; extra tokens take their edge's."""
+    """(A,G,T) weighted mean of the ids (A, flat) of what a token is made of; extra tokens take their edge's."""
     plan, count = part.plan, part.slots.shape[1]
     weight = torch.ones_like(plan.index, dtype=torch.float32) if plan.weight is None else plan.weight.float().abs()
     weight = weight * (plan.index < count)

@@ -27,6 +27,8 @@ from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.directory import whole
 from gnomon.vlm.encoders.base import Encoder
+from gnomon.vlm.fusion.base import Fusion
+from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.model import VLM
 from gnomon.vlm.part import build
@@ -36,6 +38,7 @@ FORMAT = 1
 """Raised when a directory of today can no longer be read by the code of yesterday."""
 
 _FAMILIES = {"encoder": Encoder, "connector": Bridge, "lm": CausalLM}
+_OPTIONAL = {"compute": VisualCompute, "geometry": GeometryEncoder, "fusion": Fusion}
 _WEIGHTS = "model.safetensors"
 
 
@@ -92,8 +95,9 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
             raise ValueError(f"the model's {name} needs a class_path and init_args, not {source.get(name)!r}")
     parts: dict[str, Any] = {name: build(source[name], family) for name, family in _FAMILIES.items()}
     parts["reducers"] = [build(spec, TokenReducer) for spec in source.get("reducers") or ()]
-    if source.get("compute") is not None:
-        parts["compute"] = build(source["compute"], VisualCompute)
+    for name, family in _OPTIONAL.items():
+        if source.get(name) is not None:
+            parts[name] = build(source[name], family)
     return VLM(**{**source, **parts})
 
 
@@ -150,7 +154,7 @@ def describe(model: VLM) -> dict[str, Any]:
         **{f"image_{name}": value for name, value in rare.items() if value != usual[name]},
         "template": model.template,
         "reducers": [reducer.spec() for reducer in model.reducers],
-        **({} if model.compute is None else {"compute": model.compute.spec()}),
+        **{name: part.spec() for name in _OPTIONAL if (part := getattr(model, name)) is not None},
     }
 
 

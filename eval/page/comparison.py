@@ -88,6 +88,7 @@ def _figure(pixels: np.ndarray, name: str, answer: str, score: float) -> str:
     kind = {1.0: "right", 0.0: "wrong"}.get(score, "part")
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{escape(name, quote=True)}">'
-        f'<figcaption>{escape(name[:90])}<br><span class="mark {kind}">{escape(answer.strip()[:40]) or "nothing"}</span>'
+        f'<figcaption>{escape(name[:90])}<br><span class="mark {kind}">{escape(answer.strip()[:40]) or "nothing"}'
+        "</span>"
         "</figcaption></figure>"
     )

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: curves over steps, scores with their intervals, scores over costs. Colours come from the page's CSS."""
+"""Charts as inline SVG: curves over steps, scores with intervals, scores over costs. The page's CSS has the colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences of two runs, against numbers worked out by hand; variants on the same items, against runs of their own."""
+"""Differences of two runs, against numbers worked out by hand; variants on the same items, against their own runs."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_means_over_tasks_and_families_as_in_the_table():
 
 
 def test_the_interval_is_of_the_difference_and_not_of_the_scores():
-    """Both runs swing widely over items but differ on every twentieth alone: unpaired intervals would span +-10 points."""
+    """Both runs swing widely over items but differ on every twentieth alone: unpaired intervals span +-10 points."""
     draw = np.random.default_rng(0)
     base = draw.integers(0, 2, 400).astype(float)
     other = base.copy()

@@ -1,8 +1,8 @@
 """CoordMLP: a two-layer connector that tells each token where its cell lies.
 
 Paper:   An Intriguing Failing of Convolutional Neural Networks and the CoordConv Solution. arXiv:1807.03247
-Rule:    y = W2 GELU(W1 [x; p] + b1) + b2; p = (u, v) and sin, cos of pi 2^k (u, v) for k < octaves, where u, v in (-1, 1)
-         are the column and row of the cell's centre
+Rule:    y = W2 GELU(W1 [x; p] + b1) + b2; p = (u, v) and sin, cos of pi 2^k (u, v) for k < octaves, where u, v in
+         (-1, 1) are the column and row of the cell's centre
 Where:   between a vision encoder that has no position embedding of its own and the language model
 Differs: coordinates enter after the encoder and not before each convolution; the octaves are ours (octaves: 0 leaves
          the paper's plain coordinates)

@@ -9,7 +9,7 @@ from gnomon.vlm.part import Part
 
 
 class Encoder(Part, nn.Module):
-    """`forward` gets normalised pixels (I,3,H,W) whose sides are multiples of `stride` and yields H/stride x W/stride tokens.
+    """`forward` gets normalised pixels (I,3,H,W), sides multiples of `stride`, and yields H/stride x W/stride tokens.
 
     want: names of Features' fields (saliency, keys, wide_saliency, wide_keys, cls) that a reducer asks for.
     """

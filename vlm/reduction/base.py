@@ -40,10 +40,10 @@ class Stage(Enum):
 
 @dataclass
 class ReduceContext:
-    """What a plan may be made from. A field is there when the reducer lists its name in `needs`; the first four always are.
+    """What a plan may be made from. A field is there when the reducer's `needs` list it; the first four always are.
 
-    Before the language model a group is one image (or one crop of it); between its layers, one row of the batch (packed:
-    one document of it). All groups of a context have the same N.
+    Before the language model a group is one image (or one crop of it); between its layers, one row of the batch
+    (packed: one document of it). All groups of a context have the same N.
 
     feats          (G,N,C)   the tokens that the plan will be applied to
     names          G         what a random choice is seeded with: the sample's id, and the image's number in it
@@ -52,7 +52,7 @@ class ReduceContext:
     grid           (h,w)     N is h*w in raster order
 
     of the encoder:
-    saliency       (G,N)     attention of the class token, mean over heads; without one, received attention (see scores.py)
+    saliency       (G,N)     attention of the class token, mean over heads; without one, received attention
     keys           (G,N,D)   keys of the block that the features come from, mean over heads, not scaled
     wide_saliency  (G,N)     the class token's attention with all heads as one head
     wide_keys      (G,N,HD)  keys of all heads side by side
@@ -65,12 +65,12 @@ class ReduceContext:
     size           (G,N)     how many cells each token stands for
     prefix                   number of class and register tokens, which stand before the others and are not in N
 
-    of the decoder, where `layer` is the layer acted before, `step` its number in `layers`, `full` the N of the first layer:
+    of the decoder, where `layer` is the layer acted before, `step` its number in `layers`, `full` the first layer's N:
     visual         (G,N)     the visual tokens' positions in their row
-    text_at        (G,Q)     the text tokens' positions in their row, -1 for none; answers that are trained on do not count
+    text_at        (G,Q)     text tokens' positions in their row, -1 for none; answers that are trained on do not count
     text           (G,Q,C)   text embeddings, as the first layer got them
     first          (G,F,C)   visual embeddings, as the first layer got them
-    rows           (G,R,N)   attention of the asking rows (see `queries`), mean over heads, softmax over everything they see
+    rows           (G,R,N)   attention of the asking rows (see `queries`), mean over heads, softmax over all they see
     head_rows      (G,H,R,N) the same, head by head
     received       (G,N)     attention that each token gets from all rows together, mean over heads
     asking         (G,R)     the asking rows' positions in their row, -1 for none
