@@ -8,7 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-BENCHES = {"decode": ("gnomon.cli.bench", "decode", "prefill and decoding of a model under token reduction")}
+BENCHES = {
+    "decode": ("gnomon.cli.bench", "decode", "prefill and decoding of a model under token reduction"),
+    "kernels": ("gnomon.cli.bench", "kernels", "attention operators, beside dense attention and others' kernels"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -102,6 +105,57 @@ def decode(argv: list[str]) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "decode.json").write_text(json.dumps({**about, "results": data}, indent=1) + "\n")
         (args.out / "decode.md").write_text("\n\n".join(parts) + "\n")
+    return 0
+
+
+def kernels(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon bench kernels",
+        description="Attention operators at growing lengths, forward and forward with backward, each compared with its "
+        "float64 reference first, beside dense attention on the same machine in the same run.",
+    )
+    parser.add_argument("--ops", nargs="+", default=[], metavar="NAME", help="operators or families (default: all)")
+    parser.add_argument("--lengths", type=_positive, nargs="+", default=[576, 2304, 9216], metavar="T")
+    parser.add_argument("--batch", type=_positive, default=1, metavar="N")
+    parser.add_argument("--heads", type=_positive, default=8, metavar="N")
+    parser.add_argument("--width", type=_positive, default=64, metavar="N", help="of a head (default: 64)")
+    parser.add_argument("--impl", default="auto", help="implementation of every operator (default: auto)")
+    parser.add_argument("--forward-only", action="store_true", help="without the backward pass")
+    parser.add_argument(
+        "--patience", type=float, default=5.0, metavar="S", help="longer calls end an operator's row of lengths"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for kernels.json and kernels.md")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    from gnomon.eval.bench import kernel_table, table
+    from gnomon.eval.bench.kernels import Setting, ceilings, run
+    from gnomon.eval.names import operators
+    from gnomon.eval.session import DTYPES, place
+
+    found = operators(args.ops)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, dtype = place(args.device, args.dtype)
+    setting = Setting(args.batch, args.heads, args.width, DTYPES[dtype], device, not args.forward_only, args.patience)
+    peak = ceilings(device, setting.dtype)
+    about = {
+        "dtype": dtype, "batch": args.batch, "heads": args.heads, "width": args.width, **table.surroundings(device)
+    }  # fmt: skip
+    head = kernel_table.head(about, peak)
+    print(head)
+    timings = []
+    for timing in run(found, args.lengths, setting, impl=args.impl, device=peak):
+        timings.append(timing)
+        print(kernel_table.line(timing, peak), flush=True)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "kernels.json").write_text(kernel_table.plain(about, peak, timings))
+        (args.out / "kernels.md").write_text("\n".join([head, *(kernel_table.line(t, peak) for t in timings)]) + "\n")
     return 0
 
 

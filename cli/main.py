@@ -8,8 +8,10 @@ import traceback
 
 COMMANDS = {
     "fit": ("gnomon.train.cli", "main", "train a model: stages, many GPUs, exact resume"),
+    "fit-geometry": ("gnomon.train.geometry.cli", "main", "train a geometry encoder on posed views with depth"),
     "evaluate": ("gnomon.eval.cli", "evaluate", "measure a model on benchmarks, with intervals and baselines"),
     "ask": ("gnomon.eval.cli", "ask", "ask a model one question about an image"),
+    "calibrate": ("gnomon.eval.cli", "calibrate", "find the heads of a model that do not look at images"),
     "report": ("gnomon.eval.cli", "report", "one self-contained HTML page from run directories"),
     "export": ("gnomon.cli.export", "main", "write a model for other software, reload it and compare"),
     "import": (

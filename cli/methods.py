@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FAMILIES = {
+    "geometry": "vlm/geometry",
+    "crossview": "vlm/crossview",
     "connectors": "vlm/connectors",
     "encoders": "vlm/encoders",
     "reduction": "vlm/reduction",

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Pillow
 
 from gnomon.data.collate import collate
 from gnomon.data.image import load
-from gnomon.data.sample import IMAGE_MARK, Sample, Turn
+from gnomon.data.sample import IMAGE_MARK, Geometry, Sample, Turn
 from gnomon.eval.session import Loaded
 from gnomon.vlm.generate import Generation, generate
 
+MOST_VIEWS = 32
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer shows for a character of which only some bytes have come."""
 
@@ -44,21 +47,51 @@ def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     return [load(path, name=f"image {number}") for number, path in enumerate(paths, 1)]
 
 
+def read_views(folder: Path) -> list[np.ndarray]:
+    """Pixels of a folder's pictures in the order of their names, all brought to the first one's size."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give one with 2 to {MOST_VIEWS} views of one scene")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not 2 <= len(paths) <= MOST_VIEWS:
+        raise ValueError(f"{folder} holds {len(paths)} pictures; give 2 to {MOST_VIEWS} views of one scene")
+    views = [load(path, name=f"view {number}") for number, path in enumerate(paths)]
+    height, width = views[0].shape[:2]
+    shapes = {view.shape[:2] for view in views}
+    if any(abs(h * width - w * height) > 0.02 * h * width for h, w in shapes):
+        told = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
+        raise ValueError(f"{folder}: views of sizes {told} are not of one camera's format; crop them to one")
+    return [np.asarray(Pillow.fromarray(view).resize((width, height))) for view in views]
+
+
 def ask(
     loaded: Loaded,
     question: str,
     images: Sequence[np.ndarray],
     *,
+    views: Sequence[np.ndarray] = (),
     show: Callable[[str], None],
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> Generation:
-    """Put the question, images first; `show` gets the answer piece by piece."""
+    """Put the question, images first; `show` gets the answer piece by piece.
+
+    views: of one scene. A model with a geometry encoder is shown the first one and surveys all of them; any other model
+    is shown every one.
+    """
     if IMAGE_MARK in question:
         raise ValueError(f"the question holds {IMAGE_MARK}, which stands for an image; leave it out, images come first")
+    geometry = None
+    if views and loaded.processor.views is not None:
+        if images:
+            raise ValueError(
+                "images beside views of a scene: which of them are views is not known; give one or the other"
+            )
+        geometry, images = Geometry(tuple(views)), views[:1]
+    elif views:
+        images = [*images, *views]
     text = "".join(f"{IMAGE_MARK}\n" for _ in images) + question
-    sample = Sample(id="question", turns=(Turn("user", text),), images=tuple(images))
+    sample = Sample(id="question", turns=(Turn("user", text),), images=tuple(images), geometry=geometry)
     example = loaded.processor.example(sample, train=False)
     batch = collate([example], pad_id=loaded.processor.pad_id, side="left").to(loaded.device)
     stops = loaded.processor.stop_ids

@@ -121,6 +121,9 @@ def ask(argv: list[str]) -> int:
         "--image", action="append", type=Path, default=[], metavar="FILE", help="an image; repeat for several"
     )
     parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="a folder with views of one scene, in the order of their names"
+    )
+    parser.add_argument(
         "--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
     )
     parser.add_argument(
@@ -140,11 +143,13 @@ def ask(argv: list[str]) -> int:
     from gnomon.eval.session import open_model
 
     images = work.read_images(args.image)
+    views = () if args.images is None else work.read_views(args.images)
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
     given = work.ask(
         loaded,
         question,
         images,
+        views=views,
         show=lambda piece: print(piece, end="", flush=True),
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -153,6 +158,45 @@ def ask(argv: list[str]) -> int:
     print()
     if given.finish == "length":
         print(f"gnomon: cut after {len(given.ids)} tokens; --max-new-tokens allows more", file=sys.stderr)
+    return 0
+
+
+def calibrate(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gnomon calibrate",
+        description="Find the heads of a model that do not look at images, for YOPO: an overlay with lists of heads "
+        "that `gnomon fit` and the model's configuration take.",
+    )
+    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("--share", type=float, required=True, metavar="S", help="of all heads to make inactive (0.24)")
+    parser.add_argument(
+        "--benchmarks", default="diagrams", type=_names, metavar="A,B", help="whose questions are read (diagrams)"
+    )
+    parser.add_argument("--samples", type=_positive, default=100, metavar="N", help="how many (default: 100)")
+    parser.add_argument("--out", type=Path, default=Path("yopo.yaml"), metavar="FILE", help="default: yopo.yaml")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    args = parser.parse_args(argv)
+
+    from itertools import chain, islice
+
+    import yaml
+
+    from gnomon.eval import calibrate as work
+    from gnomon.eval import names
+    from gnomon.eval.session import open_model
+
+    loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    size = loaded.model.image.size
+    defaults = {} if size is None else {"size": _drawn(size)}
+    asked = chain.from_iterable(names.make(name, {}, defaults=defaults).examples() for name in args.benchmarks)
+    examples = (loaded.processor.example(sample, train=False) for sample in islice(asked, args.samples))
+    found, threshold = work.inactive(*work.attention_shares(loaded.model, examples), share=args.share)
+    options = {"class_path": "gnomon.vlm.compute.yopo.YOPO", "init_args": {"inactive": found}}
+    args.out.write_text(yaml.safe_dump({"model": {"compute": options}}, default_flow_style=None))
+    count, layers = sum(map(len, found)), len(found)
+    heads = loaded.model.lm.model.config.num_attention_heads
+    print(f"{count} of {layers * heads} heads are inactive at a threshold of {threshold:.4g}; wrote {args.out}")
     return 0
 
 

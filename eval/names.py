@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gnomon.eval.benchmark import Benchmark
+from gnomon.kernels.members import FAMILIES, Member, members
 from gnomon.vlm.reduction.base import TokenReducer
 
 
@@ -29,6 +30,14 @@ def check(kind: str, name: str, names: list[str]) -> None:
         close = get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
         raise ValueError(f"{kind} {name!r} is unknown; {hint}")
+
+
+def operators(names: list[str]) -> list[Member]:
+    """Attention operators by name or family; without names all of them."""
+    found = members()
+    for name in names:
+        check("operator", name, sorted({member.op.name for member in found} | set(FAMILIES)))
+    return [member for member in found if not names or {member.op.name, member.family} & set(names)]
 
 
 def benchmark_class(name: str) -> type[Benchmark]:

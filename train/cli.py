@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     from gnomon.train.fit import fit
     from gnomon.train.parsing import FitCLI
 
-    _quiet()
+    quiet()
     cli = FitCLI(argv)
     again = f"gnomon fit --config {cli.config.out}/config.resolved.yaml --out {cli.config.out} --resume"
     first = rank_zero_only.rank == 0
@@ -41,7 +41,7 @@ def _tell(line: str, code: int) -> int:
     return code
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave out what Lightning says about itself; warnings of ours and of the data stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)

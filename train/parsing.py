@@ -93,20 +93,20 @@ class FitCLI(LightningCLI):
     def instantiate(self) -> None:
         """Make fresh objects of everything but the model, into `config_init`."""
         try:
-            with _same_in_all_versions():
+            with same_in_all_versions():
                 self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
             raise ValueError(condense(str(error), self.parser)) from error
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration in plain types, without what concerns this invocation alone."""
-        with _same_in_all_versions():
+        with same_in_all_versions():
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return {key: value for key, value in config.items() if key not in _INVOCATION}
 
 
 @contextmanager
-def _same_in_all_versions() -> Iterator[None]:
+def same_in_all_versions() -> Iterator[None]:
     """Newer versions of jsonargparse have other names for what older ones only know by these."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*(instantiate_classes|skip_none|JSONARGPARSE_DEPRECATION)")

@@ -32,6 +32,9 @@ from gnomon.train.throughput import Flops
 from gnomon.train.trainer import extra_loggers, make_trainer
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import Group, freeze
+from gnomon.vlm.fusion.base import Fusion
+from gnomon.vlm.geometry.base import GeometryEncoder
+from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.model import VLM
 from gnomon.vlm.part import build
 from gnomon.vlm.reduction.base import TokenReducer
@@ -69,6 +72,7 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
     # the parts may come in several dtypes; trained are float32 weights, which `precision` may lower
     vlm = _model(cli, place.start).float()
     table = freeze(vlm, list(stage.rates))
+    _check_sharding(vlm, options.trainer.strategy)
 
     checkpoint = Checkpoint(run.checkpoints(stage.name), every=options.checkpoint.every, keep=options.checkpoint.keep)
     interrupt = Interrupt(checkpoint, deadline=deadline)
@@ -106,10 +110,23 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
         if given["reducers"]:
             model.reducers = [build(spec, TokenReducer) for spec in given["reducers"]]
         # an earlier stage's model has it already, with what was trained of it
-        if given["compute"] and start is None:
-            model.use(build(given["compute"], VisualCompute))
+        if start is None:
+            if given["compute"]:
+                model.use(build(given["compute"], VisualCompute))
+            if given["geometry"] or given["fusion"]:
+                parts = zip(("geometry", "fusion"), (GeometryEncoder, Fusion))
+                model.join(*(build(given[name], family) if given[name] else None for name, family in parts))
+            model.mix([build(spec, Mixer) for spec in given["mixers"]])
         return model
     return from_config(given)
+
+
+def _check_sharding(vlm: VLM, strategy: object) -> None:
+    if vlm.compute is not None and strategy in ("zero3", "fsdp2"):
+        raise ValueError(
+            f"trainer.strategy {strategy} shards the weights of layers that {type(vlm.compute).__name__} takes "
+            "apart; use ddp, zero1 or zero2"
+        )
 
 
 def _callbacks(

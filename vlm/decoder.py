@@ -9,11 +9,11 @@ Shapes: B rows, T tokens, S keys (cached and new), C width, H key heads, D head 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,24 +28,34 @@ if TYPE_CHECKING:
 LayerRun = Callable[..., Tensor]
 """What is called like a layer: hidden states, and by name all that `decode` gives a layer."""
 
+Made = TypeVar("Made")
+
 Tables = list[tuple[Tensor, Tensor]]
 """The rotary (cos, sin) of every layer; layers of one kind share them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """What a mask has to know of tokens in order, (B,T) each. Never changed in place: layers share it."""
+    """What a mask has to know of tokens in order, (B,T) each. Never changed in place: layers share it.
+
+    cell (B,T,3): image, row and column of a visual token, else -1
+    """
 
     visible: Tensor
     position: Tensor
     document: Tensor | None = None
-    visual: Tensor | None = None
+    cell: Tensor | None = None
 
     @classmethod
     def of(cls, layout: TokenLayout) -> Span:
         # of three axes the first counts time; windows go by that one
         position = layout.position if layout.position.dim() == 2 else layout.position[0]
-        return cls(layout.visible, position, layout.document, layout.is_cell)
+        cell = torch.cat([layout.image[..., None], layout.cell], 2).masked_fill(~layout.is_cell[..., None], -1)
+        return cls(layout.visible, position, layout.document, cell)
+
+    @property
+    def visual(self) -> Tensor:
+        return self.cell[..., 0] >= 0
 
     def join(self, later: Span) -> Span:
         assert (self.document is None) == (later.document is None), "cached and new tokens disagree about documents"
@@ -53,14 +63,14 @@ class Span:
             torch.cat([self.visible, later.visible], 1),
             torch.cat([self.position, later.position], 1),
             None if self.document is None else torch.cat([self.document, later.document], 1),
-            None if self.visual is None else torch.cat([self.visual, later.visual], 1),
+            None if self.cell is None else torch.cat([self.cell, later.cell], 1),
         )
 
     def at(self, *index: Tensor | slice) -> Span:
         """Rows, or rows and columns, of it."""
         document = None if self.document is None else self.document[index]
-        visual = None if self.visual is None else self.visual[index]
-        return Span(self.visible[index], self.position[index], document, visual)
+        cell = None if self.cell is None else self.cell[index]
+        return Span(self.visible[index], self.position[index], document, cell)
 
 
 class LayerCache:
@@ -87,15 +97,37 @@ class LayerCache:
         self.keys, self.values = keys[:, :, kept], values[:, :, kept]
         return keys, values
 
+    def saw(self, view: View) -> None:
+        """The layer has run on these tokens."""
+        self.span = view.kept(self.span, self.window)
+
+    def select(self, rows: Tensor) -> None:
+        if self.keys is not None:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+
+class MixerCache(LayerCache):
+    """What a mixer remembers instead: tensors that begin with the row. It knows no past tokens one by one."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.memory: dict[str, Tensor] = {}
+
+    def saw(self, view: View) -> None:
+        pass
+
+    def select(self, rows: Tensor) -> None:
+        self.memory = {name: value.index_select(0, rows) for name, value in self.memory.items()}
+
 
 class DecodeState:
     """The caches of all layers. A layer's attention calls `update` with its own index, as it would a HF cache.
 
-    visual: how layers go on that computed less for the images of the prefill.
+    mixed: layers with a mixer. visual: how layers go on that computed less for the images of the prefill.
     """
 
-    def __init__(self, windows: Sequence[int | None]) -> None:
-        self.layers = [LayerCache(window) for window in windows]
+    def __init__(self, windows: Sequence[int | None], mixed: Collection[int] = ()) -> None:
+        self.layers = [MixerCache() if i in mixed else LayerCache(window) for i, window in enumerate(windows)]
         self.visual: BlindHeads | None = None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, cache_kwargs: dict | None = None):
@@ -111,7 +143,17 @@ class DecodeState:
                 cache.shift = shifts[cache.shift]
             if cache.span is not None:
                 cache.span = spans[cache.span]
-                cache.keys, cache.values = cache.keys.index_select(0, rows), cache.values.index_select(0, rows)
+            cache.select(rows)
+
+
+class Placed(Protocol):
+    """What has been put into a layer by its number: an operator or a mixer."""
+
+    def mask(self, view: View, cache: LayerCache | None) -> Any:
+        """What the layer hands to its attention, where others get a mask."""
+
+    def run(self, layer: nn.Module) -> LayerRun:
+        """The layer with it."""
 
 
 class View:
@@ -125,20 +167,33 @@ class View:
         self.queries = Span.of(layout)
         self.tables = rotary(hidden, layout.position)
         self.additive = hidden.dtype if additive else None
-        self._masks: dict[tuple[Span | None, int | None], tuple[Tensor | None, Span]] = {}
+        self._made: dict[tuple[object, ...], Any] = {}
 
-    def mask(self, past: Span | None, window: int | None) -> tuple[Tensor | None, Span]:
-        """The mask over cached and new keys, and the span that the cache keeps."""
+    def once(self, make: Callable[[], Made], *key: object) -> Made:
+        """What layers that agree on the key share."""
         # layers that hold the same tokens share one span, so its identity tells which layers agree
-        if (past, window) not in self._masks:
-            keys = self.queries if past is None else past.join(self.queries)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def keys(self, past: Span | None) -> Span:
+        """Cached and new tokens."""
+        return self.queries if past is None else self.once(lambda: past.join(self.queries), "keys", past)
+
+    def kept(self, past: Span | None, window: int | None) -> Span:
+        """What the cache keeps of them."""
+        keys = self.keys(past)
+        return self.once(lambda: keys.at(slice(None), _newest(keys.visible.shape[1], window)), "kept", past, window)
+
+    def mask(self, past: Span | None, window: int | None) -> Tensor | None:
+        """The mask over cached and new keys."""
+
+        def make() -> Tensor | None:
             if self.additive is None:
-                mask = attention_mask(self.queries, keys, window)
-            else:
-                mask = self.given(attention_mask(self.queries, keys, window, plain=False))
-            kept = keys.at(slice(None), _newest(keys.visible.shape[1], window))
-            self._masks[past, window] = mask, kept
-        return self._masks[past, window]
+                return attention_mask(self.queries, self.keys(past), window)
+            return self.given(attention_mask(self.queries, self.keys(past), window, plain=False))
+
+        return self.once(make, "mask", past, window)
 
     def given(self, visible: Tensor) -> Tensor:
         """A bool mask as the layers' attention takes it."""
@@ -181,14 +236,16 @@ def decode(
     checkpointing: bool = False,
     reduction: LayerReduction | None = None,
     visual: VisualLayers | None = None,
+    placed: Mapping[int, Placed] | None = None,
 ) -> Tensor:
     """(B,T,C) embeddings through all layers, before the final norm.
 
     windows: sliding window of each layer, None for full attention. rotary: hidden states and positions to tables.
     additive: masks as floats to add (eager attention) and not as bool. reduction: what leaves between layers; only for
     whole sequences, that is in a prefill: later tokens find the caches as it left them. visual: what stands in for
-    layers that compute less for visual tokens, likewise.
+    layers that compute less for visual tokens, likewise. placed: what acts in a layer, by its number.
     """
+    placed = placed or {}
     if visual is not None and state is not None:
         state.visual = visual.later()
     work = state.visual if visual is None and state is not None else visual
@@ -204,7 +261,10 @@ def decode(
     def inputs(index: int) -> dict[str, Any]:
         cache = None if state is None else state.layers[index]
         seen = view(None if cache is None else cache.shift)
-        mask, _ = seen.mask(None if cache is None else cache.span, windows[index])
+        if index in placed:
+            mask = placed[index].mask(seen, cache)
+        else:
+            mask = seen.mask(None if cache is None else cache.span, windows[index])
         return {
             "attention_mask": mask,
             "position_ids": seen.layout.position,
@@ -225,7 +285,7 @@ def decode(
                 shift = None if state is None else _shift(start, layout)
         cache = None if state is None else state.layers[index]
         given = inputs(index)
-        run: LayerRun = layer
+        run: LayerRun = layer if index not in placed else placed[index].run(layer)
         if work is not None:
             seen = view(None if cache is None else cache.shift)
             run = work.stand_in(index, layer, seen, None if cache is None else cache.span, window)
@@ -237,7 +297,7 @@ def decode(
         # some layers of transformers 4 return a tuple
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if cache is not None:
-            cache.span = view(cache.shift).mask(cache.span, window)[1]
+            cache.saw(view(cache.shift))
             if shift is not None:
                 cache.shift = shift
     return hidden

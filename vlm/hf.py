@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
@@ -27,8 +27,12 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gnomon.vlm.decoder import DecodeState, Tables, decode
+from gnomon.vlm import attention as registry
+from gnomon.vlm.decoder import DecodeState, Placed, Tables, decode
 from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.mixers.base import Mixer
+from gnomon.vlm.mixing import Mixed, mix
+from gnomon.vlm.operators import operated
 from gnomon.vlm.part import Part
 from gnomon.vlm.scores import Projected
 
@@ -67,7 +71,9 @@ class CausalLM(Part, nn.Module):
     tokenizer      a directory, a hub id, a tokenizer.json file, or configs:NAME for one that comes with the package;
                    by default the one at `path`
     dtype          float32, bfloat16 or float16; by default the checkpoint's own
-    attention      sdpa, eager, or a name in transformers' attention registry whose function takes a bool mask
+    attention      sdpa, eager, or a name in transformers' attention registry whose function takes a bool mask;
+                   gnomon_NAME is the operator of kernels/ with its default options
+    operators      what some layers have instead of softmax attention: {name, options, layers, images}, see operators.py
     checkpointing  recompute each layer in the backward pass instead of keeping its activations
     """
 
@@ -79,11 +85,13 @@ class CausalLM(Part, nn.Module):
         tokenizer: str | None = None,
         dtype: str | None = None,
         attention: str = "sdpa",
+        operators: Sequence[dict[str, Any]] = (),
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if (path is None) == (config is None):
             raise ValueError(f"language model with path {path!r} and config {config!r}: give exactly one of the two")
+        registry.provide(attention)
         if config is None:
             self.model = _pretrained(path, _dtype(dtype), attention)
         else:
@@ -91,6 +99,8 @@ class CausalLM(Part, nn.Module):
         _check_layers(self.model)
         self.attention, self.checkpointing = attention, checkpointing
         self.windows = _windows(self.model.config)
+        self.operators = operated(operators, self.layers, self.windows, attending)
+        self.mixed: dict[int, Mixed] = {}
         self._tokenizer_path = tokenizer or path
 
     @property
@@ -139,8 +149,21 @@ class CausalLM(Part, nn.Module):
             checkpointing=self.checkpointing and self.training and torch.is_grad_enabled() and state is None,
             reduction=reduction,
             visual=visual,
+            placed=self.placed,
         )
         return self.model.model.norm(hidden)
+
+    def mix(self, mixers: Sequence[Mixer]) -> None:
+        """Replace the self-attention of some layers, for good; what is in its linear maps stays."""
+        taken = [index for mixer in mixers for index in mixer.places(len(self.layers)) if index in self.operators]
+        if taken:
+            raise ValueError(f"layers {taken} have an operator already; give the mixers others")
+        self.mixed |= mix(self.layers, mixers)
+
+    @property
+    def placed(self) -> Mapping[int, Placed]:
+        """What acts in which layer instead of softmax attention."""
+        return {**{i: op for i, op in self.operators.items() if self.training or not op.only_training}, **self.mixed}
 
     def rotary(self, hidden: Tensor, position: Tensor) -> Tables:
         """The (cos, sin) of every layer, in the dtype and on the device of the hidden states."""
@@ -166,7 +189,7 @@ class CausalLM(Part, nn.Module):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def new_state(self) -> DecodeState:
-        return DecodeState(self.windows)
+        return DecodeState(self.windows, self.mixed)
 
     def normed(self, hidden: Tensor) -> Tensor:
         return self.model.model.norm(hidden)
@@ -174,20 +197,41 @@ class CausalLM(Part, nn.Module):
     @contextmanager
     def recording(self, index: int) -> Iterator[list[Projected]]:
         """While layer `index` runs: its queries and keys with rotary applied, in the list once it has run."""
+        self._readable(index)
         seen: list[Projected] = []
-        with _watched(self.layers[index], seen, run=True):
+        with _watched(self.layers[index], lambda _, found: seen or seen.append(found)):
+            yield seen
+
+    @contextmanager
+    def recordings(self) -> Iterator[dict[int, Projected]]:
+        """While it lasts: the queries and keys, with rotary applied, of every layer that runs, by its number."""
+        self.plain("recording all layers")
+        seen: dict[int, Projected] = {}
+        places = {layer.self_attn: index for index, layer in enumerate(self.layers)}
+        with _watched(self.layers[0], lambda module, found: seen.setdefault(places[module], found)):
             yield seen
 
     @torch.no_grad()
     def project(self, index: int, hidden: Tensor, inputs: dict[str, Any]) -> Projected:
         """Queries and keys of a layer that is not run: its norm and its projections, and no attention."""
+        self._readable(index)
         seen: list[Projected] = []
         layer = self.layers[index]
-        with _watched(layer, seen, run=False), suppress(_Enough):
+        with _watched(layer, lambda _, found: seen.append(found), run=False), suppress(_Enough):
             # some architectures normalise behind the attention instead
             norm = getattr(layer, "input_layernorm", nn.Identity())
             layer.self_attn(norm(hidden), **{**inputs, "past_key_values": None})
         return seen[0]
+
+    def plain(self, name: str) -> None:
+        """A ValueError for what wants softmax attention in all layers."""
+        if self.operators or self.mixed:
+            layers = sorted([*self.operators, *self.mixed])
+            raise ValueError(f"{name} wants softmax attention, which layers {layers} do not have; use one of the two")
+
+    def _readable(self, index: int) -> None:
+        if index in self.operators or index in self.mixed:
+            raise ValueError(f"layer {index} has no softmax attention whose scores could be read; use other layers")
 
     def spec(self) -> dict[str, Any]:
         """Rebuilds the architecture wherever the weights came from; the tokenizer is saved beside the weights."""
@@ -197,6 +241,9 @@ class CausalLM(Part, nn.Module):
             config.pop(key, None)
         config["dtype"] = str(self.model.dtype).removeprefix("torch.")
         args = {"config": config, "attention": self.attention, "checkpointing": self.checkpointing}
+        # what few models have is written for those alone
+        if self.init_args.get("operators"):
+            args["operators"] = [dict(operator) for operator in self.init_args["operators"]]
         return {**super().spec(), "init_args": args}
 
 
@@ -222,17 +269,16 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _watched(layer: nn.Module, seen: list[Projected], *, run: bool) -> Iterator[None]:
-    """The attention of one layer goes by way of us, to the same kernel as ever."""
+def _watched(layer: nn.Module, see: Callable[[nn.Module, Projected], object], *, run: bool = True) -> Iterator[None]:
+    """Attention goes by way of us, to the same kernel as ever; of all layers that run and share the config."""
     attention = layer.self_attn
     eager = sys.modules[type(attention).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
 
     def watch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any):
-        if not seen:
-            scale = options.get("scaling")
-            scale = query.shape[-1] ** -0.5 if scale is None else scale
-            seen.append(Projected(query.detach(), key.detach(), scale, options.get("softcap")))
+        scale = options.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        see(module, Projected(query.detach(), key.detach(), scale, options.get("softcap")))
         if not run:
             raise _Enough
         return kernel(module, query, key, value, mask, **options)

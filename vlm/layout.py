@@ -95,6 +95,7 @@ class Features(Movable):
     tokens  (I,N,C)      raster order, zeros after an image's last token
     grid    I x (h,w)    h*w tokens of image i are real
     plan                 how the tokens were made of the grid's cells; None: one per cell
+    where   (I,3) long   of geometry: number of the survey's output, scene and view in it
     The rest is there when a method asks for it, aligned with `tokens` along (I,N). See ReduceContext.
     """
 
@@ -109,6 +110,7 @@ class Features(Movable):
     xyz: Tensor | None = None
     confidence: Tensor | None = None
     camera: Tensor | None = None
+    where: Tensor | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -131,6 +133,7 @@ class Features(Movable):
     def at(self, images: Tensor) -> Features:
         """These of the images alone; what is there for each image goes along."""
         names = ("tokens", "cls", "keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence", "camera")
+        names = (*names, "where")
         chosen = {name: value[images] for name in names if (value := getattr(self, name)) is not None}
         plan = None if self.plan is None else self.plan.at(images)
         return replace(self, **chosen, grid=[self.grid[i] for i in images.tolist()], plan=plan)

@@ -26,21 +26,24 @@ from gnomon.vlm.fusion.base import Fusion
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.hf import CausalLM, attending
 from gnomon.vlm.layer_reduction import LayerReduction
-from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, Kind, TokenLayout, Views, ViewsSpec
+from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout, Views, ViewsSpec
+from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.multiview.align import pool
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite
-from gnomon.vlm.survey import Survey, survey
+from gnomon.vlm.scenery import Scenery, check_slots, dtype_of
+from gnomon.vlm.survey import Survey
 from gnomon.vlm.visual import VisualLayers, runnable
 
 
 @dataclass
 class Output:
-    """Logits at the positions that were asked for, and the labels they predict."""
+    """Logits at the positions that were asked for, and the labels they predict; `loss` is the fusion's own."""
 
     logits: Tensor
     labels: Tensor
     layout: TokenLayout
+    loss: Tensor | float = 0.0
 
 
 @dataclass
@@ -63,12 +66,15 @@ class Seen:
 
 @dataclass
 class Read:
-    """A batch behind the last layer. `before` and `after` are the layouts of the language model's two ends."""
+    """A batch behind the last layer. `before` and `after` are the layouts of the language model's two ends; `loss` is
+    the fusion's own, which it has in training.
+    """
 
     hidden: Tensor
     before: TokenLayout
     after: TokenLayout
     rewrites: list[Rewrite]
+    loss: Tensor | float = 0.0
 
     def carry(self, tensor: Tensor, pad: int | bool) -> Tensor:
         """A side tensor of the batch as the hidden states have it."""
@@ -86,6 +92,7 @@ class VLM(nn.Module):
     reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
     compute: what the decoder's layers spare visual tokens.
     geometry, fusion: what looks at a sample's views, and how the tokens of its images learn of it; both or none.
+    mixers: what stands in the decoder's layers in place of their self-attention; each says in which.
     """
 
     def __init__(
@@ -107,11 +114,13 @@ class VLM(nn.Module):
         compute: VisualCompute | None = None,
         geometry: GeometryEncoder | None = None,
         fusion: Fusion | None = None,
+        mixers: Sequence[Mixer] = (),
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
+        self.mixers: list[Mixer] = []
+        self.mix(mixers)
         connector.setup({"vision": encoder.width}, lm.width)
-        self.geometry, self.fusion = geometry, fusion
         self.image = ImageSpec(
             size=None if image_size is None else (image_size[0], image_size[1]),
             cell=encoder.stride * connector.merge,
@@ -123,13 +132,13 @@ class VLM(nn.Module):
             canvases=tuple((height, width) for height, width in image_canvases),
             positions=image_positions,
         )
-        self._join()
+        self.join(geometry, fusion)
         if self.image.positions == "grid" and lm.axes != 3:
             raise ValueError(
                 f"image positions 'grid' with a {lm.model.config.model_type} language model, whose positions have one "
                 "axis; use sequence"
             )
-        newline = torch.randn(lm.width, dtype=_dtype(lm)) / lm.width**0.5 if self.image.fit == "anyres" else None
+        newline = torch.randn(lm.width, dtype=dtype_of(lm)) / lm.width**0.5 if self.image.fit == "anyres" else None
         self.image_newline = None if newline is None else nn.Parameter(newline)
         self.template = template
         self.reducers = list(reducers)
@@ -141,38 +150,32 @@ class VLM(nn.Module):
     def tokenizer(self):
         return self.lm.tokenizer
 
-    def _join(self) -> None:
-        """Set the fusion up between its neighbours; a ValueError where they do not go together."""
-        if (self.geometry is None) != (self.fusion is None):
-            given, lacking = ("geometry", "fusion") if self.fusion is None else ("fusion", "geometry")
+    def join(self, geometry: GeometryEncoder | None, fusion: Fusion | None) -> None:
+        """From now on this looks at samples' views and tells images of them; both or none."""
+        if (geometry is None) != (fusion is None):
+            given, lacking = ("geometry", "fusion") if fusion is None else ("fusion", "geometry")
             raise ValueError(f"the model has a {given} but no {lacking}; give both, or none")
-        if self.fusion is None:
-            return
-        if self.image.fit not in ("resize", "native"):
-            raise ValueError(
-                f"image fit {self.image.fit!r} with a geometry encoder: both encoders must see the same pixels; use "
-                "resize or native"
-            )
-        if lacks := self.fusion.needs - self.geometry.heads:
-            raise ValueError(
-                f"{type(self.fusion).__name__} reads {', '.join(sorted(lacks))}, which {type(self.geometry).__name__} "
-                "does not predict; use another geometry encoder, or a fusion that reads tokens alone"
-            )
-        width = self.lm.width if self.fusion.behind else self.encoder.width
-        self.fusion.setup({"vision": width, "geometry": self.geometry.width}, width)
+        self.geometry, self.fusion, self.scenery = geometry, fusion, None
+        if geometry is not None:
+            widths = {"encoder": self.encoder.width, "lm": self.lm.width}
+            self.scenery = Scenery(geometry, fusion, image=self.image, stride=self.encoder.stride, **widths)
 
     @property
     def views(self) -> ViewsSpec | None:
         """How the views of a sample become pixels; None: the model has no use for them."""
-        if self.geometry is None:
-            return None
-        return ViewsSpec(self.geometry.multiple, self.geometry.max_views, self.fusion.extra, self.image.size)
+        return None if self.scenery is None else self.scenery.views
+
+    def mix(self, mixers: Sequence[Mixer]) -> None:
+        """Put mixers into the decoder's layers that they are for, for good; what these learned stays in their maps."""
+        self.lm.mix(mixers)
+        self.mixers += mixers
 
     def use(self, compute: VisualCompute | None) -> None:
         """From now on the decoder's layers spare visual tokens this; a ValueError where they cannot."""
         if compute is not None:
             vision = self.encoder.width * self.connector.merge**2
             compute.setup(vision=vision, width=self.lm.width, depth=len(self.lm.layers))
+            self.lm.plain(type(compute).__name__)
             runnable(compute, self.lm.layers)
         self.compute = compute
         self.check(self.reducers)
@@ -225,13 +228,16 @@ class VLM(nn.Module):
         groups = []
         for members in sizes.values():
             pixels = torch.stack([images[i] for i in members]).to(self.mean.device).float() / 255
-            normal = ((pixels - self.mean.float()) / self.std.float()).to(_dtype(self.encoder))
+            normal = ((pixels - self.mean.float()) / self.std.float()).to(dtype_of(self.encoder))
             if early:
                 features = reduced(self.encoder, normal, pixels, early, want)
             else:
                 features = self.encoder(normal, want) if want else self.encoder(normal)
             groups.append(Seen(members, features, pixels))
-        known = self._survey(views)
+        known = None
+        if self.scenery is not None:
+            places = any("xyz" in reducer.needs for reducer in self.active)
+            known = self.scenery.survey(views, places=places, touch=self._in_step, device=self.mean.device)
         return [group if known is None else _placed(replace(group, survey=known)) for group in groups]
 
     def connect(self, seen: Seen, names: Sequence[str] = (), image: Tensor | None = None) -> Features:
@@ -240,9 +246,7 @@ class VLM(nn.Module):
         names and image (the images' numbers in their rows) are for the reducers. A connector that merges cells needs
         them all: then what acts before it acts behind it, on the merged cells.
         """
-        features = seen.features
-        if self.fusion is not None and not self.fusion.behind:
-            features = self._fuse(features, seen)
+        features = self._fuse(seen.features, seen, behind=False)
         before = [r for r in self.active if r.stage in (Stage.PIXEL, Stage.VIT_LAYER) and not self.in_encoder(r)]
         before += [r for r in self.active if r.stage is Stage.POST_ENCODER]
         after = [r for r in self.active if r.stage is Stage.POST_PROJECTOR]
@@ -254,11 +258,10 @@ class VLM(nn.Module):
         for reducer in before:
             features = reduce(reducer, features)
         source = whole if self.connector.merge > 1 else features
-        tokens = source.tokens.to(_dtype(self.connector, default=source.tokens.dtype))
+        tokens = source.tokens.to(dtype_of(self.connector, default=source.tokens.dtype))
         connected = self.connector({"vision": replace(source, tokens=tokens)})
         features = replace(features, tokens=connected.tokens, grid=connected.grid)
-        if self.fusion is not None and self.fusion.behind:
-            features = self._fuse(features, seen)
+        features = self._fuse(features, seen, behind=True)
         for reducer in after:
             features = reduce(reducer, features)
         return features
@@ -268,35 +271,10 @@ class VLM(nn.Module):
         """Ranks that shard or average a part must all run it, also one whose batch has no use for it."""
         return self.training and torch.is_grad_enabled()
 
-    def _survey(self, views: Sequence[Views]) -> Survey | None:
-        if self.geometry is None or not (views or self._in_step):
-            return None
-        if not views:
-            views = [Views.blank(*self.views.target(self.image.cell, self.image.cell), self.mean.device)]
-        heads = set(self.fusion.needs)
-        if any("xyz" in reducer.needs for reducer in self.active) and "points" in self.geometry.heads:
-            heads.add("points")
-        return survey(self.geometry, views, layer=self.fusion.layer, heads=heads)
-
-    def _fuse(self, features: Features, seen: Seen) -> Features:
-        """Images with geometry learn of it; all others keep their tokens bit for bit."""
-        tokens = features.tokens
-        for places, known in seen.geometry:
-            fused = self.fusion(self._parts(features.at(places), known))
-            tokens = tokens.index_copy(0, places, fused.tokens.to(tokens.dtype))
-        if not seen.geometry and self._in_step:
-            cell = self.image.cell if self.fusion.behind else self.encoder.stride
-            (h, w), known = self.views.target(self.image.cell, self.image.cell), seen.survey.view(0, 0, 0)
-            grid = max(1, h // cell), max(1, w // cell)
-            blank = Features(tokens.new_zeros(1, grid[0] * grid[1], tokens.shape[2]), [grid])
-            tokens = tokens + 0 * self.fusion(self._parts(blank, known)).tokens.sum().to(tokens.dtype)
-        return replace(features, tokens=tokens)
-
-    def _parts(self, vision: Features, geometry: Features) -> dict[str, Features]:
-        """What a fusion gets, in its own precision."""
-        dtype = _dtype(self.fusion, default=vision.tokens.dtype)
-        parts = {"vision": vision, "geometry": geometry}
-        return {name: replace(part, tokens=part.tokens.to(dtype)) for name, part in parts.items()}
+    def _fuse(self, features: Features, seen: Seen, *, behind: bool) -> Features:
+        if self.scenery is None or self.fusion.behind != behind:
+            return features
+        return self.scenery.fuse(features, seen.members, seen.survey, touch=self._in_step)
 
     def encode(self, images: list[Tensor]) -> Features:
         """Images to connected features, none of them reduced."""
@@ -312,14 +290,14 @@ class VLM(nn.Module):
 
         seen: what `see` made of the batch's images, to use it more than once.
         """
+        groups = self._look(batch) if seen is None else seen
         embeds, layout = self.lm.embed(batch.ids), batch.layout
         if self.image_newline is not None:
             ends = layout.is_image & (layout.cell[..., 0] < 0)
             embeds = torch.where(ends[..., None], self.image_newline.to(embeds.dtype), embeds)
         if not batch.pixels:
-            return self._touch_vision(embeds), layout, None
-        groups = self.see(batch.pixels, views=batch.views) if seen is None else seen
-        embeds = self._scenes(embeds, batch, groups[0].survey)
+            return self._touch_vision(embeds, batch, groups), layout, None
+        embeds = self._scenes(embeds, batch, groups)
         outside = [r for r in self.active if r.stage is not Stage.LLM_LAYER]
         if not outside:
             return self._fill(embeds, batch, [(g.members, self.connect(g)) for g in groups]), layout, None
@@ -355,45 +333,38 @@ class VLM(nn.Module):
             )
         return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
 
-    def _scenes(self, embeds: Tensor, batch: Batch, known: Survey | None) -> Tensor:
-        """The tokens that the fusion adds for whole scenes, in their slots."""
-        slots = batch.layout.kind == Kind.GEOMETRY
-        count = 0 if self.fusion is None else self.fusion.extra * len(batch.views)
-        if int(slots.sum()) != count:
-            raise ValueError(
-                f"the batch has {int(slots.sum())} geometry slots but its {len(batch.views)} scenes make {count} "
-                f"tokens (samples {', '.join(batch.samples)}); use the model's own processor"
-            )
-        if known is None or not self.fusion.extra:
+    def _scenes(self, embeds: Tensor, batch: Batch, groups: list[Seen]) -> Tensor:
+        """Tokens of whole scenes in their slots."""
+        if self.scenery is None:
+            check_slots(batch, 0)
             return embeds
-        # of the question alone: an answer that is there to be learned must not be read
-        asked = (batch.layout.kind == Kind.TEXT) & ((batch.labels != IGNORE).long().cumsum(1) == 0)
-        rows = _rows_of(slots, self.fusion.extra) if batch.views else asked.new_zeros(1, dtype=torch.long)
-        made = []
-        for number, scenes in enumerate(known.scenes):
-            row = rows[scenes]
-            tokens, valid = known.whole(number)
-            made.append(self.fusion.scene(tokens.to(_dtype(self.fusion)), valid, embeds[row], asked[row]))
-        tokens = torch.cat(made)
-        if not batch.views:
-            return embeds + 0 * tokens.sum().to(embeds.dtype)
-        order = torch.tensor([i for scenes in known.scenes for i in scenes], device=tokens.device).argsort()
-        return embeds.masked_scatter(slots[..., None], tokens[order].to(embeds.dtype))
+        images = [(group.members, group.features) for group in groups]
+        return self.scenery.tokens(embeds, batch, groups[0].survey, images)
 
-    def _touch_vision(self, embeds: Tensor) -> Tensor:
-        """Run the vision path on one blank cell, times zero: ranks that shard or average it must all execute it."""
-        if not self._in_step:
-            return embeds
+    def _look(self, batch: Batch) -> list[Seen]:
+        """What the encoders make of a batch. One without images may need a blank one: see `_touch_vision`.
+
+        It comes before all else, with images and without: ranks that shard parts run these in one order.
+        """
+        if batch.pixels:
+            return self.see(batch.pixels, views=batch.views)
+        if not self._in_step and not batch.views:
+            return []
         size = self.image.size or (self.image.cell, self.image.cell)
-        blank = torch.zeros(3, *size, dtype=torch.uint8, device=embeds.device)
-        seen = self.see([blank], [])[0]
-        features = seen.features
-        if self.fusion is not None and not self.fusion.behind:
-            features = self._fuse(features, seen)
-        tokens = features.tokens.to(_dtype(self.connector, default=features.tokens.dtype))
+        return self.see([torch.zeros(3, *size, dtype=torch.uint8, device=batch.ids.device)], [], batch.views)
+
+    def _touch_vision(self, embeds: Tensor, batch: Batch, groups: list[Seen]) -> Tensor:
+        """Run the vision path on a blank image, times zero: ranks that shard or average it must all execute it.
+
+        Scenes without images have tokens of their own all the same.
+        """
+        if not groups:
+            return embeds
+        embeds = self._scenes(embeds, batch, groups)
+        features = self._fuse(groups[0].features, groups[0], behind=False)
+        tokens = features.tokens.to(dtype_of(self.connector, default=features.tokens.dtype))
         connected = self.connector({"vision": replace(features, tokens=tokens)})
-        if self.fusion is not None and self.fusion.behind:
-            connected = self._fuse(connected, seen)
+        connected = self._fuse(connected, groups[0], behind=True)
         made = [connected.tokens]
         if self.compute is not None and self.compute.reads:
             stacked = features.stacked(self.connector.merge).tokens
@@ -411,17 +382,17 @@ class VLM(nn.Module):
 
     def read(self, batch: Batch, state: DecodeState | None = None, seen: list[Seen] | None = None) -> Read:
         """Everything up to the head: the whole sequence's hidden states, its layout before and after the layers."""
-        visual = None
+        seen, visual = self._look(batch) if seen is None else seen, None
         if self.compute is not None and batch.pixels:
-            seen = self.see(batch.pixels, views=batch.views) if seen is None else seen
             visual = self._spared(batch, seen)
         embeds, layout, rewrite = self.embed(batch, seen)
         acting = [r for r in self.active if r.stage is Stage.LLM_LAYER]
         if visual is not None and self.compute.leaves is not None:
             acting.append(Leave(self.compute.leaves))
         rewrites = [] if rewrite is None else [rewrite]
+        lost = seen[0].survey.loss if seen and seen[0].survey is not None else 0.0
         if not acting or not batch.pixels:
-            return Read(self.lm(embeds, layout, state, visual=visual), layout, layout, rewrites)
+            return Read(self.lm(embeds, layout, state, visual=visual), layout, layout, rewrites, lost)
         # with caches it is a prompt that is read, to be answered; without, answers stand there already
         labels = None if state is not None else batch.labels if rewrite is None else rewrite.carry(batch.labels, IGNORE)
         reduction = LayerReduction(
@@ -429,7 +400,7 @@ class VLM(nn.Module):
         )
         hidden = self.lm(embeds, layout, state, reduction, visual)
         after = reduction.rewrites[-1].layout if reduction.rewrites else layout
-        return Read(hidden, layout, after, rewrites + reduction.rewrites)
+        return Read(hidden, layout, after, rewrites + reduction.rewrites, lost)
 
     def forward(self, batch: Batch, *, at: Tensor | None = None) -> Output:
         """Next-token logits at the positions `at` (B,T bool); everywhere when None, as (B,T,V)."""
@@ -439,14 +410,15 @@ class VLM(nn.Module):
         if at is not None:
             at = read.carry(at, False)
             hidden, following = hidden[at], following[at]
-        return Output(self.lm.head(hidden), following, read.after)
+        return Output(self.lm.head(hidden), following, read.after, read.loss)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropy over the supervised tokens, and their number."""
+        """Sum of the cross entropy over the supervised tokens, and their number; the fusion's loss counts per token."""
         at = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1))
         output = self(batch, at=at)
         count = torch.as_tensor(output.labels.numel(), device=at.device)
-        return F.cross_entropy(output.logits.float(), output.labels, reduction="sum"), count
+        total = F.cross_entropy(output.logits.float(), output.labels, reduction="sum")
+        return total + count * output.loss, count
 
 
 def _first_of(number: Tensor, count: int) -> Tensor:
@@ -462,15 +434,6 @@ def _placed(seen: Seen) -> Seen:
             grids = known.grid[0], seen.features.grid[0]
             return replace(seen, features=replace(seen.features, xyz=pool(known.xyz, *grids, known.confidence)))
     return seen
-
-
-def _rows_of(slots: Tensor, extra: int) -> Tensor:
-    """The row of each scene, from its slots."""
-    return slots.nonzero()[::extra, 0]
-
-
-def _dtype(module: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
-    return next((parameter.dtype for parameter in module.parameters()), default)
 
 
 def _interleave(groups: list[Features], members: list[list[int]]) -> Features:

@@ -30,6 +30,7 @@ from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.fusion.base import Fusion
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.model import VLM
 from gnomon.vlm.part import build
 from gnomon.vlm.reduction.base import TokenReducer
@@ -95,6 +96,7 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
             raise ValueError(f"the model's {name} needs a class_path and init_args, not {source.get(name)!r}")
     parts: dict[str, Any] = {name: build(source[name], family) for name, family in _FAMILIES.items()}
     parts["reducers"] = [build(spec, TokenReducer) for spec in source.get("reducers") or ()]
+    parts["mixers"] = [build(spec, Mixer) for spec in source.get("mixers") or ()]
     for name, family in _OPTIONAL.items():
         if source.get(name) is not None:
             parts[name] = build(source[name], family)
@@ -154,6 +156,7 @@ def describe(model: VLM) -> dict[str, Any]:
         **{f"image_{name}": value for name, value in rare.items() if value != usual[name]},
         "template": model.template,
         "reducers": [reducer.spec() for reducer in model.reducers],
+        **({"mixers": [mixer.spec() for mixer in model.mixers]} if model.mixers else {}),
         **{name: part.spec() for name in _OPTIONAL if (part := getattr(model, name)) is not None},
     }
 

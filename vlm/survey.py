@@ -6,46 +6,44 @@ Shapes: B scenes, S views, N cells, C width.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from gnomon.vlm.fusion.base import Told
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
 from gnomon.vlm.layout import Features, Views
-from gnomon.vlm.multiview.align import pool
+from gnomon.vlm.multiview.align import interp, pool
 
 
 @dataclass
 class Survey:
-    """outputs: one per size of views. scenes: which scenes are an output's rows. layer: whose tokens are meant."""
+    """outputs: one per size of views. tokens (B,S,N,C): of each output, as they are to be read. scenes: which ones are
+    an output's rows. where: output, row and view of each image that shows one. told: what the fusion makes of each.
+    """
 
     outputs: list[GeometryOutput]
+    tokens: list[Tensor]
     scenes: list[list[int]]
     where: dict[int, tuple[int, int, int]]
-    layer: int | None = None
-
-    def tokens(self, number: int) -> Tensor:
-        output = self.outputs[number]
-        return output.tokens if self.layer is None else output.layers[self.layer]
+    told: list[Told] = field(default_factory=list)
 
     def of(self, images: Sequence[int]) -> list[tuple[Tensor, Features]]:
         """Places in `images` of those that are views, and their geometry; one pair per grid."""
         found = []
         for number, output in enumerate(self.outputs):
-            seen = [
-                (k, *self.where[i][1:]) for k, i in enumerate(images) if i in self.where and self.where[i][0] == number
-            ]
-            if not seen:
-                continue
-            places, scene, view = torch.tensor(seen, device=output.tokens.device).T
-            found.append((places, self.view(number, scene, view)))
+            seen = [(k, *self.where[i]) for k, i in enumerate(images) if i in self.where and self.where[i][0] == number]
+            if seen:
+                places, *where = torch.tensor(seen, device=output.tokens.device).T
+                found.append((places, self.view(torch.stack(where, 1))))
         return found
 
-    def view(self, number: int, scene: Tensor | int, view: Tensor | int) -> Features:
-        """What is known of views of scenes of one output."""
-        output, one = self.outputs[number], (torch.as_tensor(scene).reshape(-1), torch.as_tensor(view).reshape(-1))
-        features = Features(self.tokens(number)[one], [output.grid] * len(one[0]))
+    def view(self, where: Tensor) -> Features:
+        """What is known of views (I,3) of one output."""
+        number, one = int(where[0, 0]), (where[:, 1], where[:, 2])
+        output = self.outputs[number]
+        features = Features(self.tokens[number][one], [output.grid] * len(where), where=where)
         if output.special is not None:
             features.camera = output.special[one]
         if output.points is not None:
@@ -54,28 +52,82 @@ class Survey:
             features.xyz, features.confidence = per_cell(output.points[one], certain, output.grid)
         return features
 
-    def whole(self, number: int) -> tuple[Tensor, Tensor]:
-        """(B,S*N,C) all tokens of each scene, and (B,S*N) which of them are real."""
-        tokens = self.tokens(number)
-        valid = self.outputs[number].valid[..., None].expand(tokens.shape[:3])
-        return tokens.flatten(1, 2), valid.flatten(1, 2)
+    def beside(self, where: Tensor) -> Features | None:
+        """What the fusion made of the scenes of views (I,3), at these views."""
+        told, one = self.told[int(where[0, 0])], (where[:, 1], where[:, 2])
+        if told.beside is None:
+            return None
+        scores = None if told.scores is None else told.scores[one]
+        return Features(told.beside[one], [told.grid] * len(where), saliency=scores)
+
+    @property
+    def loss(self) -> Tensor | float:
+        """The sum of the fusion's own losses, mean over the scenes."""
+        whole = sum(map(len, self.scenes))
+        pairs = zip(self.told, self.scenes)
+        return sum(loss * len(scenes) / whole for told, scenes in pairs for loss in told.losses.values())
+
+    def vision(self, number: int, groups: Sequence[tuple[list[int], Features]], width: int) -> tuple[Tensor, Tensor]:
+        """(B,S,N,E) the vision encoder's features of an output's views on geometry's grid; (B,S) whose there are."""
+        output = self.outputs[number]
+        shape, like = output.tokens.shape[:3], output.tokens
+        # what no image shows has a gradient too, so that ZeRO-3's hooks run in backward as they do with images
+        tokens = like.new_zeros(*shape, width) + 0 * groups[0][1].tokens.sum().to(like.dtype)
+        shown = torch.zeros_like(output.valid)
+        for images, features in groups:
+            for places, known in self.of(images):
+                if int(known.where[0, 0]) != number:
+                    continue
+                if features.plan is not None:
+                    raise ValueError(
+                        "the fusion reads all cells of the vision encoder, but a reducer inside it leaves some out; "
+                        "let it act behind the encoder (inside: false)"
+                    )
+                one = known.where[:, 1], known.where[:, 2]
+                onto = interp(features.tokens[places], features.grid[0], output.grid)
+                tokens = tokens.index_put(one, onto.to(tokens.dtype))
+                shown[one] = True
+        return tokens, shown
 
 
 def survey(
-    encoder: GeometryEncoder, scenes: Sequence[Views], *, layer: int | None = None, heads: Collection[str] = ()
+    encoder: GeometryEncoder,
+    scenes: Sequence[Views],
+    *,
+    layers: Sequence[int] = (),
+    frames: int = 1,
+    heads: Collection[str] = (),
 ) -> Survey:
-    """All scenes of a batch, those whose views have one size together."""
+    """All scenes of a batch, those whose views have one size together.
+
+    layers, frames: what stands side by side in a view's tokens, see Fusion.
+    """
     device = next((p.device for p in encoder.parameters()), scenes[0].pixels.device)
     sizes: dict[tuple[int, ...], list[int]] = {}
     for i, scene in enumerate(scenes):
         sizes.setdefault(tuple(scene.pixels.shape[2:]), []).append(i)
-    outputs, where = [], {}
+    outputs, tokens, where = [], [], {}
     for number, members in enumerate(sizes.values()):
         given = GeometryInput.stack([scenes[i] for i in members], device)
-        outputs.append(encoder.measure(given, layers=() if layer is None else (layer,), heads=heads))
+        output = encoder.measure(given, layers=layers, heads=heads)
+        read = torch.cat([output.layers[layer] for layer in layers], -1) if layers else output.tokens
+        outputs.append(output)
+        tokens.append(together(read, output.valid, frames))
         for row, i in enumerate(members):
             where.update({image: (number, row, view) for view, image in enumerate(scenes[i].image) if image >= 0})
-    return Survey(outputs, list(sizes.values()), where, layer)
+    return Survey(outputs, tokens, list(sizes.values()), where)
+
+
+def together(tokens: Tensor, valid: Tensor, frames: int) -> Tensor:
+    """(B,S,N,frames*C): at each view the tokens of its run of `frames` views; the last view fills up what lacks."""
+    if frames == 1:
+        return tokens
+    views = torch.arange(tokens.shape[1], device=tokens.device)
+    last = (valid.sum(1) - 1).clamp_min(0)
+    run = views[:, None] // frames * frames + torch.arange(frames, device=tokens.device)
+    run = torch.minimum(run[None], last[:, None, None])
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None, None]
+    return tokens[rows, run].transpose(2, 3).flatten(3)
 
 
 def per_cell(points: Tensor, certain: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

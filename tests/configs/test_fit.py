@@ -7,6 +7,7 @@ import pytest
 from gnomon.train.parsing import FitCLI
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
+from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.part import build
 from gnomon.vlm.reduction.base import TokenReducer
 from gnomon.vlm.save import from_config
@@ -16,6 +17,7 @@ MODEL = str(ROOT / "model" / "demo.yaml")
 RUNS = sorted(ROOT.glob("demo/*.yaml"))
 REDUCTIONS = sorted(ROOT.glob("reduction/*.yaml"))
 COMPUTE = sorted(ROOT.glob("compute/*.yaml"))
+MIXERS = sorted(ROOT.glob("mixers/*.yaml"))
 CONNECTORS = sorted(ROOT.glob("connectors/*.yaml"))
 
 
@@ -64,6 +66,20 @@ def test_every_policy_has_an_overlay():
     assert files == {path.stem for path in COMPUTE}
 
 
+@pytest.mark.parametrize("overlay", MIXERS, ids=lambda path: path.stem)
+def test_a_mixer_overlay_names_its_mixer(overlay, tmp_path):
+    model = parse(MODEL, RUNS[0], overlay, out=tmp_path).plain()["model"]
+    # those that let tokens see the future are for the encoder
+    given = model["mixers"] or model["encoder"]["init_args"]["mixers"]
+    mixer = build(given[-1], Mixer)
+    assert type(mixer).__module__.endswith(f".{overlay.stem}")
+
+
+def test_every_mixer_has_an_overlay():
+    files = {path.stem for path in (ROOT.parent / "vlm" / "mixers").glob("*.py")} - {"base"}
+    assert files == {path.stem for path in MIXERS}
+
+
 def test_the_demo_is_small_and_needs_no_network():
     model = from_config(Path(MODEL))
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
@@ -71,5 +87,7 @@ def test_the_demo_is_small_and_needs_no_network():
 
 
 def test_no_yaml_is_left_out():
-    known = {"base", "compute", "connectors", "demo", "model", "checkpoints", "reduction"}
+    known = {"base", "compute", "connectors", "demo", "mixers", "model", "checkpoints", "reduction"}
+    # fusion and geometry have tests of their own
+    known |= {"crossview", "fit_geometry", "fusion", "geometry"}
     assert {path.name for path in ROOT.iterdir() if path.is_dir()} <= known, "a new folder of configs needs a test here"

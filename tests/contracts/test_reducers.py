@@ -258,7 +258,7 @@ class Watching(Frozen):
 def test_removing_equals_masking(cls: type[TokenReducer], model: VLM):
     """Layers see the same whether a token has left or is hidden from all others, as long as ids are kept.
 
-    Where tokens merge: the same as a shorter sequence, put together by hand: text, the plan's weighted sums with the ids
+    Where tokens merge: the same as a shorter sequence, put together by hand: text, the weighted sums of the plan with ids
     of their anchors, text.
     """
     reducer = made(cls)

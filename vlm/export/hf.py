@@ -78,6 +78,8 @@ def obstacle(model: VLM) -> str | None:
         return f"its tower has {encoder.prefix} tokens before the patches; LLaVA in transformers drops one at most"
     if model.compute is not None:
         return f"its layers spare visual tokens ({type(model.compute).__name__}), which transformers does not know"
+    if placed := sorted({**model.lm.operators, **model.lm.mixed}):
+        return f"its layers {placed} have no softmax attention, which LLaVA in transformers has in every layer"
     if image.fit == "anyres":
         return "its images come in crops, which LLaVA in transformers does not know; use image_fit pad, crop or resize"
     side = encoder.config.image_size

@@ -26,7 +26,7 @@ class GeometryInput(Movable):
     images      (B,S,3,H,W)  0..1, not normalised: the encoder does that
     valid       (B,S) bool   views that are there
     intrinsics  (B,S,3,3) | None, extrinsics (B,S,3,4) | None, depth (B,S,H,W) | None: what is known beforehand;
-                an encoder looks at it only where an option of its own says so
+                extrinsics and depth an encoder looks at only if an option of its own, or all it does, says so
     state       `state` of the output for the views before these, of encoders that stream
     """
 
@@ -37,6 +37,10 @@ class GeometryInput(Movable):
     depth: Tensor | None = None
     state: Any = None
 
+    def present(self, tokens: Tensor) -> Tensor:
+        """(B,S,N,C) as an output has them: in the dtype of the pictures, zero where a view is missing."""
+        return tokens.to(self.images.dtype).masked_fill(~self.valid[..., None, None], 0)
+
     @classmethod
     def stack(cls, scenes: Sequence[Views], device: torch.device | str) -> GeometryInput:
         """Scenes of one picture size; what only some of them know is left out."""
@@ -46,7 +50,10 @@ class GeometryInput(Movable):
         def pad(values: list[Tensor | None]) -> Tensor | None:
             if any(value is None for value in values):
                 return None
-            whole = values[0].new_zeros(len(values), most, *values[0].shape[1:], device=device)
+            like = values[0]
+            # cameras of nothing stand at the origin, so that they can be inverted
+            blank = torch.eye(*like.shape[1:]) if like.ndim == 3 else torch.zeros(like.shape[1:])
+            whole = blank.to(like.dtype).to(device).repeat(len(values), most, *[1] * blank.ndim)
             for row, value in zip(whole, values):
                 row[: len(value)] = value
             return whole
@@ -69,9 +76,10 @@ class GeometryOutput(Movable):
     scene      (B,G,C)          tokens of a whole scene
     layers     {i: (B,S,N,C)}   of the layers that were asked for
     depth      (B,S,H,W)        along z, and its confidence
-    points     (B,S,H,W,3)      point map in the frame `frame`, and its confidence
+    points     (B,S,H,W,3)      point map in the frame `frame` (ref_camera, own_camera or world), and its confidence
     pose       (B,S,9)          of camera-from-world: translation, quaternion (scalar last), fields of view
     rounds     (R,B,S,9)        pose after each round of refinement; the last one is `pose`
+    rays       (B,S,h',w',6)    direction of length one in z, and origin; and their confidence
     extrinsics (B,S,3,4), intrinsics (B,S,3,3)  decoded cameras
     scale      (B,)             metric = scale * prediction; None: up to scale
     state                       of encoders that stream
@@ -90,6 +98,8 @@ class GeometryOutput(Movable):
     frame: str = "ref_camera"
     pose: Tensor | None = None
     rounds: Tensor | None = None
+    rays: Tensor | None = None
+    rays_confidence: Tensor | None = None
     extrinsics: Tensor | None = None
     intrinsics: Tensor | None = None
     scale: Tensor | None = None
@@ -107,7 +117,7 @@ class GeometryEncoder(Part, nn.Module):
     width      of the tokens
     patch      pixels per token and side
     multiple   both sides of a view are multiples of it
-    layer_count  layers whose tokens `layers` can ask for
+    layer_count  how many layers' tokens `layers` can ask for; None: it has none and gives its tokens for any
     max_views  most views of one scene; None: any number
     metric     whether it predicts in metres
     heads      what it can predict
@@ -117,7 +127,7 @@ class GeometryEncoder(Part, nn.Module):
     width: int
     patch: int
     multiple: int
-    layer_count: int = 0
+    layer_count: int | None = None
     max_views: int | None = None
     metric: bool = False
     heads: frozenset[str] = frozenset()
@@ -168,6 +178,8 @@ class GeometryEncoder(Part, nn.Module):
         if unknown := set(heads) - self.heads:
             able = ", ".join(sorted(self.heads)) or "nothing but tokens"
             raise ValueError(f"{name} predicts {able}, not {', '.join(sorted(unknown))}; choose among what it predicts")
-        if beyond := [layer for layer in layers if not -self.layer_count <= layer < self.layer_count]:
-            limits = f"{-self.layer_count} to {self.layer_count - 1}" if self.layer_count else "none"
-            raise ValueError(f"{name} has no layer {beyond[0]} whose tokens it can give; choose {limits}")
+        count = self.layer_count
+        if count is not None and (beyond := [layer for layer in layers if not -count <= layer < count]):
+            raise ValueError(
+                f"{name} has no layer {beyond[0]} whose tokens it could give; choose {-count} to {count - 1}"
+            )

@@ -34,6 +34,12 @@ def interp(tokens: Tensor, grid: Grid, onto: Grid) -> Tensor:
     return F.interpolate(image, onto, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
+def nearest(tokens: Tensor, grid: Grid, onto: Grid) -> Tensor:
+    """The cell that the upper left corner of each cell lies in, as torch's interpolation has it."""
+    image = tokens.transpose(1, 2).unflatten(2, grid)
+    return F.interpolate(image, onto, mode="nearest").flatten(2).transpose(1, 2)
+
+
 def pool(tokens: Tensor, grid: Grid, onto: Grid, weight: Tensor | None = None) -> Tensor:
     """The mean over the geometry cells whose centres lie in the cell, weighted by `weight` (I,N); 0 where it is 0.
 
@@ -56,4 +62,4 @@ def _under(count: int, cells: int, like: Tensor) -> Tensor:
     return torch.where(inside.any(1, keepdim=True), inside, alone).to(like.dtype)
 
 
-ALIGNMENTS = {"merge": merge, "interp": interp, "pool": pool}
+ALIGNMENTS = {"merge": merge, "interp": interp, "pool": pool, "nearest": nearest}

@@ -1,0 +1,72 @@
+"""Results of `gnomon bench kernels` as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gnomon.eval.bench.kernels import Timing
+from gnomon.kernels.analysis.roofline import Device
+
+COLUMNS = (
+    "operator", "implementation", "T", "forward ms", "with backward ms", "x dense", "x dense with backward", "TFLOP/s",
+    "GB/s", "of the floor", "passes", "error", "",
+)  # fmt: skip
+
+NOTE = """\
+Times are medians. x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
+TFLOP/s and GB/s: what the algorithm must do and move at least (of static patterns: all pairs), by the forward time.
+Of the floor: the time that the slowest of operations, bytes and exponentials needs at the measured ceilings, as a share
+of the forward time. Passes: over the keys. Error: largest difference from the float64 reference at 256 tokens, as a
+share of the largest output; what is wrong is not timed."""
+
+
+def head(about: Mapping[str, Any], peak: Device) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in about.items())
+    top = (
+        f"Ceilings as measured: {peak.operations / 1e12:.3g} TFLOP/s, {peak.bytes / 1e9:.3g} GB/s, "
+        f"{peak.exponentials / 1e9:.3g} G exponentials/s."
+    )
+    rule = ["---", "---"] + ["---:"] * (len(COLUMNS) - 3) + ["---"]
+    lines = ["# gnomon bench kernels", "", told, "", top, "", NOTE, "", _row(COLUMNS), _row(rule)]
+    return "\n".join(lines)
+
+
+def line(timing: Timing, peak: Device) -> str:
+    t = timing
+    return _row(
+        (
+            t.operator + (", causal" if t.causal else ""),
+            t.implementation,
+            f"{t.length:,}",
+            _number(t.forward, 1e3),
+            _number(t.both, 1e3),
+            _ratio(t.dense_forward, t.forward),
+            _ratio(t.dense_both, t.both),
+            "" if t.forward is None or t.operations is None else f"{t.operations / t.forward / 1e12:.3g}",
+            "" if t.forward is None or t.bytes is None else f"{t.bytes / t.forward / 1e9:.3g}",
+            "" if t.forward is None or t.floor is None else f"{100 * t.floor / t.forward:.0f} %",
+            "" if t.passes is None else str(t.passes),
+            "" if t.error is None else f"{t.error:.1g}",
+            t.note,
+        )
+    )
+
+
+def plain(about: Mapping[str, Any], peak: Device, timings: Sequence[Timing]) -> str:
+    data = {**about, "ceilings": asdict(peak), "results": [asdict(timing) for timing in timings]}
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(seconds: float | None, factor: float) -> str:
+    return "" if seconds is None else f"{factor * seconds:.3g}"
+
+
+def _ratio(slow: float | None, fast: float | None) -> str:
+    return "" if slow is None or fast is None else f"{slow / fast:.2f}"

@@ -1,0 +1,69 @@
+"""GeometryModule: a geometry encoder as Lightning trains it, by VGGT's losses on depth, points and cameras.
+
+Shapes: B scenes, S views, H,W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from gnomon.train.geometry.feed import valid_pixels
+from gnomon.train.schedule import Schedule
+from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput
+from gnomon.vlm.multiview import pose, rays
+from gnomon.vlm.multiview.losses.camera import pose_rounds
+from gnomon.vlm.multiview.losses.dense import confidence_regression, distance
+from gnomon.vlm.multiview.losses.targets import normalise
+
+WEIGHTS = {"camera": 5.0, "depth": 1.0, "points": 1.0}
+"""VGGT's, which trains points or depth."""
+
+
+class GeometryModule(LightningModule):
+    """Predictions are compared in the first camera's frame; the unit is the mean distance of the scene's points."""
+
+    boundary = True
+    """Every batch ends an optimizer step."""
+
+    def __init__(self, encoder: GeometryEncoder, *, lr: float, decay: float, schedule: Schedule) -> None:
+        super().__init__()
+        self.encoder, self.lr, self.decay, self.schedule = encoder, lr, decay, schedule
+        self.latest: dict[str, float] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.encoder.parameters() if p.requires_grad and p.ndim > 1]
+        rest = [p for p in self.encoder.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": self.decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
+
+    def on_train_batch_start(self, batch: GeometryInput, batch_idx: int) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr * self.schedule.factor(self.global_step)
+
+    def training_step(self, batch: GeometryInput, batch_idx: int) -> Tensor:
+        terms = losses(self.encoder, batch)
+        total = sum(WEIGHTS[name] * term for name, term in terms.items())
+        if not torch.isfinite(total):
+            raise FloatingPointError(f"the loss of step {self.global_step} is {float(total)}")
+        self.latest = {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return total
+
+
+def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
+    """Camera, depth and points, as far as the encoder predicts them."""
+    size, mask = tuple(batch.depth.shape[2:]), valid_pixels(batch)
+    world = rays.points(rays.from_cameras(batch.extrinsics, batch.intrinsics, size=size), batch.depth)
+    truth = normalise(batch.extrinsics, world, batch.depth, mask)
+    found = encoder.measure(GeometryInput(batch.images, batch.valid), heads=encoder.heads)
+    terms = {}
+    if "camera" in encoder.heads:
+        target = pose.encode(truth.extrinsics, batch.intrinsics, size=size)
+        rounds = [found.pose] if found.rounds is None else list(found.rounds)
+        terms["camera"] = pose_rounds(rounds, target, batch.valid)
+    for name in ("depth", "points"):
+        if name in encoder.heads:
+            error = distance(getattr(found, name), getattr(truth, name), mask)
+            terms[name] = confidence_regression(error, getattr(found, f"{name}_confidence"), mask)
+    return terms

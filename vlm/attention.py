@@ -1,0 +1,120 @@
+"""Operators of kernels/ in any transformers model, through its public registry of attention functions.
+
+`register("power", {"block": 64})` returns a name for `attn_implementation`. Attention and mask function are registered
+together: without the latter, transformers leaves the mask out, and a decoder sees the future. The mask is a dense bool
+tensor, as for sdpa; a pattern is joined with it. Models of transformers know no grids: patterns on a grid are for
+encoders, whose tokens are the `grid` that the options then name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from gnomon.kernels.mask import CAUSAL, Bound
+from gnomon.kernels.masks.tokens import Tokens
+from gnomon.kernels.softmax.exact import exact
+from gnomon.vlm.operators import Operator, check_causal
+
+PREFIX = "gnomon_"
+
+
+def register(
+    name: str = "exact",
+    options: Mapping[str, Any] | None = None,
+    *,
+    grid: tuple[int, ...] | None = None,
+    as_name: str | None = None,
+) -> str:
+    """Make an operator known to transformers; returns what to give as attn_implementation: gnomon_NAME, or `as_name`.
+
+    What a name stands for is the same everywhere in the process: operators with two sets of options need two names.
+    grid: of an encoder's tokens, in raster order behind its class and register tokens.
+    """
+    operator = Operator(name, options or {})
+    if operator.on_grid and grid is None:
+        raise ValueError(f"operator {name!r} wants a grid, which transformers does not tell; give grid=(rows, columns)")
+    known = PREFIX + name if as_name is None else as_name
+    AttentionInterface.register(known, partial(_attend, operator, grid))
+    AttentionMaskInterface.register(known, sdpa_mask)
+    return known
+
+
+def provide(name: str) -> None:
+    """If this is a name of ours that has not been registered yet: register it, with the operator's default options."""
+    if name.startswith(PREFIX) and name not in AttentionInterface().valid_keys():
+        register(name.removeprefix(PREFIX))
+
+
+def _attend(
+    operator: Operator,
+    grid: tuple[int, ...] | None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it: (B,H,T,D) in, (B,T,H,D) out."""
+    unable = {"dropout": dropout or None, "softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
+    for what, given in unable.items():
+        if given is not None:
+            raise ValueError(f"operator {operator.name!r} knows no {what}; use sdpa or eager for this model")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"operator {operator.name!r} got a mask of {mask.dtype} to add; give a bool mask, or none")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if mask is None and causal and q.shape[1] > 1:
+        # a cache of fixed size has room behind the last token
+        k, v = k[:, : q.shape[1]], v[:, : q.shape[1]]
+    plain = operator.name == "exact" or (causal and operator.only_training and not module.training)
+    if plain:
+        order = CAUSAL if mask is None and causal and q.shape[1] > 1 else mask
+        return exact(q, k, v, mask=order, scale=scaling)[0], None
+    if not causal:
+        if mask is not None:
+            raise ValueError(f"operator {operator.name!r} in an encoder with a mask; give images of one size, unpadded")
+        return operator.everything(q, k, v, scale=scaling, grid=grid or (), prefix=q.shape[1] - prod(grid or ())), None
+    check_causal(operator)
+    if operator.on_grid or sliding_window is not None:
+        what = "a sliding window" if sliding_window is not None else "text and no grid"
+        raise ValueError(f"operator {operator.name!r} in a decoder with {what}; use gnomon_exact, or a CausalLM")
+    return operator.causal(q, k, v, bound=_bound(operator, mask, q, k), scale=scaling), None
+
+
+def _bound(operator: Operator, mask: Tensor | None, q: Tensor, k: Tensor) -> Bound:
+    """The operator's rule on the tokens behind a dense mask: causal order, and keys that nobody sees as padding."""
+    count, total = q.shape[1], k.shape[1]
+    if mask is None:
+        keys = Tokens.line(total, device=k.device)
+        return operator.lay(keys if count == total else keys.take(slice(-count, None)), keys, q.shape[2])
+    seen = mask[:, 0]
+    index = torch.arange(total, device=k.device)
+    # each token sees itself, and nothing behind it; one that sees nothing is padding
+    own = torch.where(seen, index, -1).amax(-1)
+    valid = seen.any(1)
+    keys = Tokens.padded(valid)
+    # the keys of a cache of fixed size that nobody has filled yet are padding behind the rest
+    at = own.clamp(min=0)
+    queries = Tokens({name: field.gather(1, at) for name, field in keys.fields.items()})
+    queries = queries.having(segment=torch.where(own < 0, -1, 0))
+    bound = CAUSAL.on(queries, keys)
+    if not torch.equal(bound.dense()[:, 0], seen):
+        raise ValueError(f"operator {operator.name!r} got a mask that is more than causal order and padding; use sdpa")
+    return operator.lay(keys if count == total and bool((own == index).all()) else queries, keys, q.shape[2])

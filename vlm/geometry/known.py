@@ -1,0 +1,73 @@
+"""Known: no network at all; geometry tokens made of depth and cameras that are given with the views.
+
+Origin:  this project, as the upper bound of what geometry tokens can tell
+Rule:    token = sin and cos of 2^k pi p / extent for k < octaves, p the mean point of the patch in the first view's
+         frame, and the share of its pixels that have one
+Where:   in place of a geometry encoder
+Differs: nothing is predicted: depth, points and cameras are those of the sample
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
+from gnomon.vlm.multiview import rays
+from gnomon.vlm.multiview.align import pool
+
+
+class Known(GeometryEncoder):
+    """patch: pixels per token and side. extent: of a scene, in its own unit; points beyond it fold back."""
+
+    metric = True
+    heads = frozenset({"depth", "points", "camera"})
+
+    def __init__(self, *, patch: int = 16, octaves: int = 6, extent: float = 16.0) -> None:
+        super().__init__()
+        if patch < 1 or octaves < 1 or extent <= 0:
+            raise ValueError(f"patch {patch}, octaves {octaves}, extent {extent}: all must be positive; correct them")
+        self.patch = self.multiple = patch
+        self.octaves, self.extent = octaves, extent
+        self.width = 6 * octaves + 1
+
+    def forward(
+        self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()
+    ) -> GeometryOutput:
+        points, there = self._points(scenes)
+        grid = tuple(side // self.patch for side in points.shape[2:4])
+        flat, weight = points.flatten(0, 1).flatten(1, 2), there.flatten(0, 1).flatten(1).to(points.dtype)
+        size = tuple(points.shape[2:4])
+        place = pool(flat, size, grid, weight)
+        share = pool(weight[..., None], size, grid)
+        angles = place[..., None] * (math.pi / self.extent) * 2.0 ** torch.arange(self.octaves, device=place.device)
+        known = (share > 0).to(place.dtype)
+        tokens = torch.cat([angles.sin().flatten(-2) * known, angles.cos().flatten(-2) * known, share], -1)
+        tokens = tokens.unflatten(0, scenes.valid.shape) * scenes.valid[..., None, None]
+        output = GeometryOutput(tokens, grid, scenes.valid, layers=dict.fromkeys(layers, tokens))
+        if "depth" in heads:
+            output.depth, output.depth_confidence = scenes.depth, there.to(points.dtype)
+        if "points" in heads:
+            output.points, output.points_confidence = points, there.to(points.dtype)
+        if "camera" in heads:
+            output.extrinsics, output.intrinsics = scenes.extrinsics, scenes.intrinsics
+        return output
+
+    def _points(self, scenes: GeometryInput) -> tuple[Tensor, Tensor]:
+        """(B,S,H,W,3) in the first view's frame, and (B,S,H,W) which are known."""
+        if lacking := [name for name in ("intrinsics", "extrinsics", "depth") if getattr(scenes, name) is None]:
+            raise ValueError(
+                f"Known needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts"
+            )
+        valid = scenes.valid[..., None, None]
+        there = valid & (scenes.depth > 0) & scenes.depth.isfinite()
+        # what is padded has no camera and may hold anything
+        lens = torch.where(valid, scenes.intrinsics, torch.eye(3, device=valid.device))
+        looking = rays.from_cameras(scenes.extrinsics, lens, size=tuple(scenes.depth.shape[2:]))
+        world = rays.points(looking, scenes.depth.masked_fill(~there, 0))
+        points = torch.einsum("bij,bshwj->bshwi", scenes.extrinsics[:, 0, :, :3], world)
+        points = points + scenes.extrinsics[:, 0, None, None, None, :, 3]
+        return points.masked_fill(~there[..., None], 0), there

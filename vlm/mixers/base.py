@@ -1,0 +1,274 @@
+"""Mixer: a module in place of a layer's self-attention, with parameters or a memory of its own.
+
+A mixer takes over the linear maps of the attention that it replaces and adds what its method needs. It is called with
+the layer's normalised input and the layout of the tokens: packed samples do not see each other, and padding counts for
+nothing. With a memory it goes on where an earlier call ended.
+
+Shapes: B rows, T tokens, C width, H heads, K key heads, D head width, N sequences, W taps of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gnomon.kernels.mask import CAUSAL, Mask
+from gnomon.kernels.masks.tokens import Tokens
+from gnomon.kernels.softmax.exact import exact
+from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.part import Part
+from gnomon.vlm.placement import Layers, chosen
+
+Memory = dict[str, Tensor]
+"""What a mixer remembers of the tokens it saw: tensors that begin with the row."""
+
+Tables = tuple[Tensor, Tensor]
+"""Rotary (cos, sin)."""
+
+Rotate = Callable[[Tensor, Tensor, Tables], tuple[Tensor, Tensor]]
+"""q (B,T,H,D), k (B,T,K,D) and tables to rotated q and k."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The self-attention that a mixer replaces.
+
+    maps    its modules by name: q_proj, k_proj, v_proj, o_proj, and q_norm, k_norm where it has them
+    scale   of its softmax; layer and depth: its number, and of how many
+    rotate  None in layers without positions
+    prefix  class and register tokens of an encoder
+    """
+
+    maps: dict[str, nn.Module]
+    width: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    scale: float
+    layer: int
+    depth: int
+    rotate: Rotate | None = None
+    prefix: int = 0
+
+
+class Mixer(Part, nn.Module):
+    """Constructor arguments are the options. Each method has `layers` among them, see placement.py.
+
+    causal   whether it is for decoders; others are for encoders
+    rotary   whether it wants rotary positions; else the order of the tokens is all that it knows
+    takes    of which maps of the attention it makes use: of queries, keys, values, output
+    """
+
+    causal: bool = True
+    rotary: bool = False
+    takes: str = "qkvo"
+
+    def __init__(self, layers: Layers = "all") -> None:
+        super().__init__()
+        self.layers = layers
+
+    def places(self, depth: int) -> list[int]:
+        return chosen(self.layers, depth, what=type(self).__name__)
+
+    def setup(self, attention: Attention) -> None:
+        """Take over the maps in `takes` and make the parameters; once for each layer, on a fresh mixer."""
+        self.heads, self.key_heads, self.head_dim = attention.heads, attention.key_heads, attention.head_dim
+        self.scale, self.rotate = attention.scale, attention.rotate
+        for name, module in attention.maps.items():
+            if name[0] in self.takes:
+                self.add_module(name, module)
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, memory: Memory | None = None, *, tables: Tables | None = None
+    ) -> tuple[Tensor, Memory | None]:
+        """(B,T,C) to (B,T,C). memory: None, nothing is to be remembered; {}: nothing was seen before."""
+        raise NotImplementedError
+
+    def project(self, name: str, x: Tensor) -> Tensor:
+        """(B,T,C) to queries, keys or values (B,T,h,D), with the norm that the attention had for them."""
+        norm = getattr(self, f"{name}_norm", None)
+        x = getattr(self, f"{name}_proj")(x)
+        # some norms are over all heads at once
+        over_all = norm is not None and norm.weight.shape[0] != self.head_dim
+        x = (norm(x) if over_all else x).unflatten(-1, (-1, self.head_dim))
+        return x if norm is None or over_all else norm(x)
+
+    def turned(self, q: Tensor, k: Tensor, tables: Tables | None) -> tuple[Tensor, Tensor]:
+        """With rotary positions, where the layer has some."""
+        if self.rotate is None:
+            return q, k
+        rotated = self.rotate(q, k, tables)
+        return rotated[0].to(q.dtype), rotated[1].to(k.dtype)
+
+
+class Rows:
+    """How the tokens of a call hang together, for the operator's mask, for convolutions and for what is remembered.
+
+    segment  (B,T) the packed sample of each token, -1 for padding; None: each row is one sequence
+    """
+
+    def __init__(self, layout: TokenLayout, memory: Memory | None) -> None:
+        visible, document = layout.visible, layout.document
+        whole = bool(visible.all())
+        if not whole and memory is None and document is None:
+            # padding behind a row changes nothing before it, and nobody will go on from it
+            whole = bool((visible[:, 1:] <= visible[:, :-1]).all())
+        one = document is None or bool((document == document[:, :1]).all())
+        self.segment: Tensor | None = None
+        self.mask: Mask = CAUSAL
+        if not (whole and one):
+            self.segment = torch.where(visible, 0 if document is None else document, -1)
+            p = torch.arange(visible.shape[1], device=visible.device)[None]
+            self.mask = CAUSAL.on(Tokens({"p": p, "segment": self.segment}))
+
+    def ends(self, state: Tensor) -> Tensor:
+        """(N,...), one for each sequence, to (B,...): that of the last one of each row."""
+        if self.segment is None or len(state) == len(self.segment):
+            return state
+        begins = self.segment >= 0
+        begins[:, 1:] &= self.segment[:, 1:] != self.segment[:, :-1]
+        return state[begins.flatten().cumsum(0).view_as(begins)[:, -1] - 1]
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """(B,) how many of the tokens belong to the last sequence of each row."""
+        if self.segment is None:
+            return torch.full((len(x),), x.shape[1], device=x.device)
+        return (self.segment == self.segment[:, -1:]).sum(1)
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row has other sequences before its last one."""
+        return self.segment is not None and bool(((self.segment >= 0) & (self.segment != self.segment[:, -1:])).any())
+
+
+class FeatureMap(nn.Module):
+    """A linear map of each head's queries or keys; it begins as the identity."""
+
+    def __init__(self, heads: int, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width).repeat(heads, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(heads, width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,T,h,D) to (B,T,H,D); heads that share a key have maps of their own."""
+        x = x.repeat_interleave(len(self.weight) // x.shape[2], 2)
+        y = torch.einsum("bthd,hfd->bthf", x, self.weight)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class ShortConv(nn.Module):
+    """A causal convolution of each channel alone over so many tokens; it begins as the identity."""
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.pad(torch.ones(width, 1), (taps - 1, 0)))
+
+    def forward(self, x: Tensor, rows: Rows, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B,T,C) to (B,T,C). tail: the last W - 1 tokens before x, which are returned of x likewise."""
+        back, length = self.weight.shape[1] - 1, x.shape[1]
+        begun = tail is not None
+        x = torch.cat([x.new_zeros(len(x), back, x.shape[2]) if tail is None else tail.to(x.dtype), x], 1)
+        if rows.segment is None:
+            return F.conv1d(x.mT, self.weight[:, None], groups=x.shape[2]).mT, x[:, length:]
+        first = rows.segment[:, :1] if begun else torch.full_like(rows.segment[:, :1], -2)
+        segment = torch.cat([first.expand(-1, back), rows.segment], 1)
+        out = x[:, back:] * self.weight[:, -1]
+        for i in range(1, back + 1):
+            here = slice(back - i, back - i + length)
+            near = (segment[:, here] == segment[:, back:])[..., None]
+            out = out + torch.where(near, x[:, here], 0) * self.weight[:, back - i]
+        kept = (segment[:, length:] == segment[:, -1:])[..., None]
+        return out, torch.where(kept, x[:, length:], 0)
+
+
+class ShortConvs(nn.ModuleDict):
+    """One for each of q, k and v, with SiLU behind it, and the tails of all in the memory."""
+
+    def __init__(self, widths: dict[str, int], taps: int) -> None:
+        super().__init__({name: ShortConv(width, taps) for name, width in widths.items()})
+
+    def convolve(self, name: str, x: Tensor, rows: Rows, memory: Memory | None, tails: Memory) -> Tensor:
+        """(B,T,h,D) of q, k or v; its tail goes into `tails`."""
+        before = None if not memory else memory[f"{name}_tail"]
+        out, tails[f"{name}_tail"] = self[name](x.flatten(2), rows, before)
+        return F.silu(out).view_as(x)
+
+
+def decay_parameters(heads: int, channels: int, *, least: float) -> tuple[nn.Parameter, nn.Parameter]:
+    """Of decays -exp(rate) softplus(x + step): rates log U(least, 16) per head, and steps per head or channel, of which
+    softplus is log-uniform in [0.001, 0.1].
+    """
+    rate = torch.empty(heads).uniform_(least, 16).clamp(min=1e-4).log()
+    step = torch.empty(channels).uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
+    # the inverse of softplus
+    return nn.Parameter(rate), nn.Parameter(step + torch.log(-torch.expm1(-step)))
+
+
+class Norm(nn.RMSNorm):
+    """In float32, whatever the weights are in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def low_rank(width: int, rank: int, out: int, *, bias: bool) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=bias))
+
+
+class Mimic(Mixer):
+    """A mixer that learns to answer as the softmax attention does whose place it has: `mix` answers.
+
+    lessons: while it is a list, the layer answers by softmax, and the mean squared error of `mix` is added to it.
+    """
+
+    rotary = True
+    lessons: list[Tensor] | None = None
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
+        """q (B,T,H,D), k and v (B,T,K,D) to (B,T,H,D)."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, layout: TokenLayout, memory: Memory | None = None, *, tables: Tables | None = None
+    ) -> tuple[Tensor, Memory | None]:
+        rows = Rows(layout, memory)
+        if self.lessons is not None:
+            return self._learn(x, layout, rows, tables), memory
+        q, k, v = (self.project(name, x) for name in "qkv")
+        o, memory = self.mix(*self.turned(q, k, tables), v, rows, memory)
+        return self.o_proj(o.flatten(2)), memory
+
+    def _learn(self, x: Tensor, layout: TokenLayout, rows: Rows, tables: Tables | None) -> Tensor:
+        with torch.no_grad():
+            q, k, v = (self.project(name, x) for name in "qkv")
+            q, k = self.turned(q, k, tables)
+            truth, _ = exact(q, k, v, mask=rows.mask, scale=self.scale)
+        found, _ = self.mix(q, k, v, rows, None)
+        self.lessons.append(F.mse_loss(found[layout.visible].float(), truth[layout.visible].float()))
+        return self.o_proj(truth.flatten(2))
+
+
+@contextmanager
+def lessons(model: nn.Module) -> Iterator[list[Tensor]]:
+    """While it lasts, the model's converted layers answer by softmax, and their errors come into the list: attention
+    transfer. Train the feature maps alone on it: `with lessons(model) as errors: model.read(batch)`."""
+    mimics = [module for module in model.modules() if isinstance(module, Mimic)]
+    if not mimics:
+        raise ValueError("no layer of this model mimics softmax attention; give it mixers such as LoLCATs")
+    errors: list[Tensor] = []
+    for mimic in mimics:
+        mimic.lessons = errors
+    try:
+        yield errors
+    finally:
+        for mimic in mimics:
+            mimic.lessons = None

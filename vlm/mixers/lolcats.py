@@ -1,0 +1,76 @@
+"""LoLCATs: softmax over the newest tokens and learned features over all that are older, with one denominator.
+
+Paper:   LoLCATs: On Low-Rank Linearizing of Large Language Models. arXiv:2410.10254
+Rule:    q, k as the attention has them, rotated;  y = W_o o with o of kernels/linear/lolcats.py, features of M_h q and
+         N_h k, and a learned share of the window per head
+Where:   a decoder's layer, in place of its self-attention: first M, N and the shares are trained to mimic it, then
+         low-rank changes of W_q, W_k, W_v, W_o on the task
+Differs: W_q, W_k, W_v, W_o and the norms are those of the attention it replaces; maps begin as the identity; windows
+         slide, where the paper has blocks of them in one of its two variants
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gnomon.kernels.linear.lolcats import lolcats
+from gnomon.kernels.mask import CAUSAL, Mask
+from gnomon.vlm.mixers.base import Attention, FeatureMap, Memory, Mimic, Rows
+from gnomon.vlm.placement import Layers
+
+
+class LoLCATs(Mimic):
+    """window: tokens under softmax. factor: logit of the window's weight, at first. affine: the rest has 1 - that."""
+
+    def __init__(self, layers: Layers = "all", *, window: int = 64, factor: float = 0.0, affine: bool = False) -> None:
+        super().__init__(layers)
+        if window < 1:
+            raise ValueError(f"LoLCATs: window {window} holds no token; use 1 or more, or Hedgehog")
+        self.window, self.factor, self.affine = window, factor, affine
+
+    def setup(self, attention: Attention) -> None:
+        super().setup(attention)
+        self.q_map, self.k_map = (FeatureMap(self.heads, self.head_dim, bias=False) for _ in "qk")
+        self.share = nn.Parameter(torch.full((self.heads,), float(self.factor)))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
+        k, v = (x.repeat_interleave(self.heads // self.key_heads, 2) for x in (k, v))
+        parts = [q, k, v, self.q_map(q), self.k_map(k)]
+        if memory is None:
+            return self._call(parts, rows.mask)[0], None
+        o, memory = self._remember(parts, rows, memory)
+        if rows.packed:
+            o, _ = self._call(parts, rows.mask)
+        return o, memory
+
+    def _call(self, parts: list[Tensor], mask: Mask, state: Memory | None = None) -> tuple[Tensor, Memory | None]:
+        q, k, v, q_map, k_map = parts
+        return lolcats(
+            q, k, v, q_map=q_map, k_map=k_map, factor=self.share, window=self.window, affine=self.affine,
+            scale=self.scale, mask=mask, state=state,
+        )  # fmt: skip
+
+    def _remember(self, parts: list[Tensor], rows: Rows, memory: Memory) -> tuple[Tensor, Memory]:
+        """Rows of one length at a time: the operator goes on from equally full windows only.
+
+        The memory holds windows with their newest key last, and how many keys are in them.
+        """
+        new, back = rows.lengths(parts[0]), self.window - 1
+        held = memory["held"] if memory else torch.zeros_like(new)
+        o, after = torch.zeros_like(parts[0]), {}
+        for length, full in torch.unique(torch.stack([new, held]), dim=1).T.tolist():
+            at = ((new == length) & (held == full)).nonzero()[:, 0]
+            state = None
+            if memory:
+                state = {name: memory[name][at] for name in ("s", "k", "k_map", "v")}
+                state |= {name: state[name][:, back - full :] for name in ("k", "k_map", "v")}
+            answer, state = self._call([x[at, -length:] for x in parts], CAUSAL, state)
+            o[at, -length:] = answer
+            state |= {
+                name: F.pad(state[name], (0, 0, 0, 0, back - state[name].shape[1], 0)) for name in ("k", "k_map", "v")
+            }
+            for name, value in state.items():
+                after.setdefault(name, value.new_zeros(len(o), *value.shape[1:]))[at] = value
+        return o, {**after, "held": (held + new).clamp(max=back)}
