@@ -54,6 +54,13 @@ def evaluate(argv: list[str]) -> int:
         help="measure a token reduction beside the model as it is, on the same items; repeat for several, + stacks "
         "them (fastv:0.5, divprune:0.5+fastv:0.5,layer=3; `gnomon methods reduction` lists the names)",
     )
+    parser.add_argument(
+        "--geometry",
+        nargs="+",
+        default=[],
+        choices=["other", "none"],
+        help="measure the model with another scene's geometry, or without any, on the same items: whether it uses it",
+    )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/eval/MODEL-HASH, stable)")
@@ -87,6 +94,7 @@ def evaluate(argv: list[str]) -> int:
             fresh=args.fresh,
             by_level=args.by_level,
             reductions=reductions,
+            geometry=args.geometry,
         )
     except KeyboardInterrupt:
         print(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gnomon.eval import runner
+from gnomon.eval import exchange, runner
 from gnomon.eval.benchmark import Benchmark, Row, Scored
 from gnomon.eval.compare import Compared, compared
 from gnomon.eval.cost import Cost, peak_memory, summarise
@@ -62,12 +62,15 @@ def evaluate(
     fresh: bool = False,
     by_level: bool = False,
     reductions: Mapping[str, Sequence[TokenReducer]] | None = None,
+    geometry: Sequence[exchange.Mode] = (),
 ) -> Result:
     """Answer what is not answered yet, score all that is, write and return the table.
 
     reductions: further sets of token reducers by name, measured on the same items beside the model as it is; each has
-    a directory of its own below the run's.
+    a directory of its own below the run's. geometry: likewise, with the geometry of other scenes, or none.
     """
+    for mode in geometry:
+        exchange.check(loaded.model, mode)
     for reducers in (reductions or {}).values():
         loaded.model.check(reducers)
     settings = {b.name: b.settings() for b in benchmarks}
@@ -76,13 +79,16 @@ def evaluate(
     folder = out or default_folder(loaded, who)
     journal = Journal.open(folder, identity=who, session=session, fresh=fresh)
     own = list(loaded.model.reducers)
-    variants = {"as it is": own, **(reductions or {})}
+    further = {name: runner.Variant(reducers) for name, reducers in (reductions or {}).items()}
+    further |= {f"geometry:{mode}": runner.Variant(own, mode) for mode in geometry}
+    variants = {"as it is": runner.Variant(own), **further}
     journals = [journal]
-    for name, reducers in (reductions or {}).items():
-        its = who | {"reduction": name, "reducers": [reducer.spec() for reducer in reducers]}
+    for name, variant in further.items():
+        its = who | {"reduction": name, "reducers": [reducer.spec() for reducer in variant.reducers]}
         place = folder / REDUCED / re.sub(r"[^\w.=-]+", "-", name)
         journals.append(Journal.open(place, identity=its, session=session, fresh=fresh))
-    answer = runner.answerer(loaded.model, loaded.processor, list(variants.values()))
+    others = exchange.donors(benchmarks, loaded.processor) if "other" in geometry else ()
+    answer = runner.answerer(loaded.model, loaded.processor, list(variants.values()), others)
     try:
         for benchmark in benchmarks:
             with progress(benchmark.name, benchmark.count(limit)) as advance:
@@ -103,7 +109,7 @@ def evaluate(
         runner.write_scores(each, result.scored)
         write_json(each.folder / SUMMARY, result.as_dict())
     result = replace(found[0], memory=peak_memory(loaded.device))
-    if reductions:
+    if further:
         rows = zip(variants, journals, found)
         base = found[0].scored
         result.compared.extend(compared(name, list(j.records.values()), r.scored, base) for name, j, r in rows)

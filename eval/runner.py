@@ -15,9 +15,11 @@ from gnomon.data.collate import collate
 from gnomon.data.image import load
 from gnomon.data.processor import Example, Processor
 from gnomon.eval.benchmark import Benchmark, Item, Scored
+from gnomon.eval.exchange import Mode, exchanged
 from gnomon.eval.progress import Advance
 from gnomon.eval.record import SCORES, Journal, Key, Record, digest, write_lines
 from gnomon.vlm.generate import Generation, generate, now
+from gnomon.vlm.layout import Views
 from gnomon.vlm.model import VLM
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 
@@ -31,6 +33,14 @@ Answer = Callable[[Sequence[Example], int], list[list[Generation]]]
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A way to run the model on the same items. geometry: of whose scene; see exchange.py."""
+
+    reducers: Sequence[TokenReducer] = ()
+    geometry: Mode = "own"
+
+
+@dataclass(frozen=True)
 class Question:
     """An item ready to be asked."""
 
@@ -41,15 +51,18 @@ class Question:
     example: Example
 
 
-def answerer(model: VLM, processor: Processor, variants: Sequence[Sequence[TokenReducer]] | None = None) -> Answer:
-    """Greedy answers of a model, on whatever device it is: one list per set of reducers; by default the model's own.
+def answerer(
+    model: VLM, processor: Processor, variants: Sequence[Variant] | None = None, others: Sequence[Views] = ()
+) -> Answer:
+    """Greedy answers of a model, on whatever device it is: one list per variant; by default the model as it is.
 
-    Images are encoded once for all sets that act behind the encoder; each is charged with the encoder's seconds.
+    Images are encoded once for all that act behind the encoder; each is charged with the encoder's seconds.
+    others: scenes whose geometry is exchanged for an item's own.
     """
     device = next(model.parameters()).device
-    sets = [list(model.reducers)] if variants is None else [list(reducers) for reducers in variants]
-    own = [any(r.stage in (Stage.PIXEL, Stage.VIT_LAYER) for r in reducers) for reducers in sets]
-    common = [r for reducers, alone in zip(sets, own) if not alone for r in reducers if not r.idle()]
+    variants = [Variant(list(model.reducers))] if variants is None else list(variants)
+    own = [v.geometry != "own" or any(r.stage in (Stage.PIXEL, Stage.VIT_LAYER) for r in v.reducers) for v in variants]
+    common = [r for v, alone in zip(variants, own) if not alone for r in v.reducers if not r.idle()]
 
     @torch.no_grad()
     def answer(examples: Sequence[Example], max_new_tokens: int) -> list[list[Generation]]:
@@ -57,14 +70,17 @@ def answerer(model: VLM, processor: Processor, variants: Sequence[Sequence[Token
         seen, seconds = None, 0.0
         if own.count(False) > 1 and batch.pixels:
             begun = now(device)
-            seen = model.see(batch.pixels, common)
+            seen = model.see(batch.pixels, common, batch.views)
             seconds = now(device) - begun
         found = []
-        for reducers, alone in zip(sets, own):
-            model.reducers = reducers
+        for variant, alone in zip(variants, own):
+            model.reducers, given_batch = list(variant.reducers), batch
+            if variant.geometry != "own":
+                swapped = [exchanged(example, variant.geometry, others) for example in examples]
+                given_batch = collate(swapped, pad_id=processor.pad_id, side="left").to(device)
             given = generate(
                 model,
-                batch,
+                given_batch,
                 max_new_tokens=max_new_tokens,
                 stop=processor.stop_ids,
                 seen=None if alone else seen,

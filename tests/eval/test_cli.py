@@ -103,8 +103,8 @@ def test_options_are_checked_before_anything_is_loaded(capsys, option):
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(model_dir, capsys, monkeypatch, tmp_path):
     answerer = runner.answerer
 
-    def impatient(model, processor, variants):
-        answer, calls = answerer(model, processor, variants), []
+    def impatient(model, processor, variants, others):
+        answer, calls = answerer(model, processor, variants, others), []
 
         def once(examples, most):
             calls.append(1)

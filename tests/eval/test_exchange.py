@@ -1,0 +1,82 @@
+"""Geometry exchanged: the same items with another scene's, at any batch size; who has none keeps none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gnomon.cli.main import main
+from gnomon.eval.benchmarks.scenes import Scenes
+from gnomon.eval.evaluate import REDUCED, evaluate
+from gnomon.eval.exchange import check, donors, exchanged
+from gnomon.eval.record import read_items
+from gnomon.eval.session import open_model
+from gnomon.vlm.fusion.add import Add
+from gnomon.vlm.fusion.gst_vla import GSTVLA
+from gnomon.vlm.geometry.known import Known
+from gnomon.vlm.model import VLM
+
+
+def with_geometry(loaded, fusion):
+    torch.manual_seed(0)
+    parts = loaded.model.encoder, loaded.model.connector, loaded.model.lm
+    model = VLM(*parts, image_size=(112, 112), template="demo", geometry=Known(patch=16), fusion=fusion).eval()
+    return replace(loaded, model=model, processor=replace(loaded.processor, views=model.views))
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir):
+    return open_model(str(model_dir), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def loaded(plain):
+    return with_geometry(plain, Add(align="merge"))
+
+
+def bench():
+    return Scenes(tasks=["nearer", "count"])
+
+
+def raws(folder):
+    return {r.key: r.raw for r in read_items(folder)}
+
+
+def test_own_other_and_no_geometry_are_three_different_runs(loaded, plain, tmp_path):
+    result = evaluate(loaded, [bench()], out=tmp_path, limit=4, geometry=["other", "none"])
+    assert [one.name for one in result.compared] == ["as it is", "geometry:other", "geometry:none"]
+    own, other, none = (raws(p) for p in (tmp_path, *(tmp_path / REDUCED / f"geometry-{m}" for m in ("other", "none"))))
+    assert own.keys() == other.keys() and own != other and own != none
+    # without geometry the model is the plain one
+    evaluate(replace(loaded, model=plain.model, processor=plain.processor), [bench()], out=tmp_path / "plain", limit=4)
+    assert none == raws(tmp_path / "plain")
+
+
+def test_answers_do_not_depend_on_batches(loaded, tmp_path):
+    for size in (1, 3):
+        evaluate(loaded, [bench()], out=tmp_path / str(size), limit=3, batch_size=size, geometry=["other"])
+    assert raws(tmp_path / "1" / REDUCED / "geometry-other") == raws(tmp_path / "3" / REDUCED / "geometry-other")
+
+
+def test_an_item_gets_the_views_of_another_scene_in_its_own_place(loaded):
+    benchmark, processor = bench(), loaded.processor
+    others = donors([benchmark], processor)
+    assert len(others) == 16
+    for sample in benchmark.examples(4):
+        example = processor.example(benchmark.prompt(sample), train=False)
+        found = exchanged(example, "other", others).views
+        assert any(found.pixels is views.pixels for views in others)
+        assert found.pixels.shape != example.views.pixels.shape or not torch.equal(found.pixels, example.views.pixels)
+        assert found.image == [0] + [-1] * (len(found.pixels) - 1)
+        assert exchanged(example, "none", others).views is None and exchanged(example, "own", others) is example
+
+
+def test_what_cannot_be_exchanged_is_refused_in_one_line(loaded, plain, model_dir, capsys):
+    with pytest.raises(ValueError, match="the model has no geometry encoder"):
+        check(plain.model, "other")
+    with pytest.raises(ValueError, match="GSTVLA adds 8 tokens for every scene"):
+        check(with_geometry(plain, GSTVLA(tokens=8, width=16, heads=2)).model, "none")
+    assert main(["evaluate", str(model_dir), "--benchmarks", "scenes", "--limit", "1", "--geometry", "other"]) == 2
+    assert "no geometry encoder; leave --geometry out" in capsys.readouterr().err
