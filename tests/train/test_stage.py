@@ -1,0 +1,54 @@
+"""What a run makes of a model that it starts from: parts that the configuration adds to a checkpoint, and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from gnomon.vlm.save import from_config, load, save
+
+pytestmark = pytest.mark.timeout(180)
+
+COMPUTE = {"class_path": "gnomon.vlm.compute.naavit.NAAViT"}
+GEOMETRY = {"class_path": "gnomon.vlm.geometry.tinygeo.TinyGeo", "init_args": {"heads": []}}
+FUSION = {"class_path": "gnomon.vlm.fusion.add.Add", "init_args": {"align": "pool", "zero": True}}
+MIXER = {"class_path": "gnomon.vlm.mixers.lightning.Lightning", "init_args": {"layers": [1]}}
+
+
+@pytest.fixture
+def checkpoint(demo, tmp_path):
+    torch.manual_seed(0)
+    return save(from_config(demo / "config.yaml"), tmp_path / "start")
+
+
+def overlay(tmp_path, model: dict) -> str:
+    path = tmp_path / "overlay.yaml"
+    path.write_text(yaml.safe_dump({"model": model}))
+    return str(path)
+
+
+def test_a_checkpoint_gets_the_geometry_and_the_mixers_that_the_configuration_names(fit, checkpoint, tmp_path):
+    parts = {"geometry": GEOMETRY, "fusion": FUSION, "mixers": [MIXER]}
+    given = overlay(tmp_path, {"checkpoint": str(checkpoint), **parts})
+    fit(tmp_path / "run", "--config", given, "--trainer.max_steps", "2", "--recipe.lr", "1e-9")
+    model, start = load(tmp_path / "run" / "model"), load(checkpoint)
+    assert type(model.geometry).__name__ == "TinyGeo" and type(model.fusion).__name__ == "Add"
+    assert [type(mixer).__name__ for mixer in model.mixers] == ["Lightning"]
+    kept = start.state_dict()
+    same = [name for name in model.state_dict() if name in kept]
+    assert any(name.startswith("encoder") for name in same)
+    assert all(torch.allclose(model.state_dict()[name], kept[name], atol=1e-6) for name in same)
+
+
+def test_geometry_without_a_fusion_is_refused(fit, checkpoint, tmp_path):
+    given = overlay(tmp_path, {"checkpoint": str(checkpoint), "geometry": GEOMETRY})
+    said = fit(tmp_path / "run", "--config", given, code=2)
+    assert "the model has a geometry but no fusion; give both, or none" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
+def test_layers_that_are_taken_apart_are_not_sharded(fit, tmp_path, strategy):
+    given = overlay(tmp_path, {"compute": COMPUTE})
+    said = fit(tmp_path / "run", "--config", given, "--trainer.strategy", strategy, code=2)
+    assert f"trainer.strategy {strategy} shards the weights of layers that NAAViT takes apart" in said
