@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.nn.functional import pad
 
 from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.mask import Bound
-from gnomon.kernels.op import Cost, Impl, Result, Shape, State
+from gnomon.kernels.op import Cost, Impl, Result, Shape, State, triton
 
 CHUNK = 64
 FINE = 16
@@ -166,8 +167,28 @@ def many_tokens(shape: Shape, mask: Bound) -> str | None:
     return None if shape.queries == 1 else "token by token is for decoding"
 
 
-IMPLS = {"recurrent": Impl(recurrent, declines=many_tokens), "chunk": Impl(chunk)}
-AUTO = ("recurrent", "chunk")
+def twin_refuses(shape: Shape, mask: Bound) -> str | None:
+    if not shape.causal:
+        return "the kernels are causal"
+    if shape.dtype == torch.bfloat16 and shape.device.type == "cpu":
+        return "triton's interpreter has no products of bfloat16"
+    return None if shape.width <= 256 else f"keys are {shape.width} wide, the kernels take 256"
+
+
+TWIN = triton("linear.core:chunk", refuses=twin_refuses, packed=True)
+
+
+def impls(around: Callable[[Callable[..., Result]], Callable[..., Result]]) -> dict[str, Impl]:
+    """For a method that does something around the core: it is given one and returns a whole implementation."""
+    return {
+        "recurrent": Impl(around(recurrent), declines=many_tokens),
+        "chunk": Impl(around(chunk)),
+        "triton": replace(TWIN, call=around(TWIN.call), packed=False),
+    }
+
+
+IMPLS = {"recurrent": Impl(recurrent, declines=many_tokens), "chunk": Impl(chunk), "triton": TWIN}
+AUTO = ("triton", "recurrent", "chunk")
 
 
 def check_gates(

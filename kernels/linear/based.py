@@ -86,14 +86,11 @@ def long(sizes: Sizes) -> Example:
 
 OP = Op(
     name="based",
-    impls={
-        "reference": Impl(quadratic),
-        "recurrent": Impl(by_features(base.recurrent), declines=base.many_tokens),
-        "chunk": Impl(by_features(base.chunk)),
-    },
+    impls={"reference": Impl(quadratic), **base.impls(by_features)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
+    handmade=frozenset({"triton"}),
     cost=cost,
     example=just_qkv,
     variants={"long": long},

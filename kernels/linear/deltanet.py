@@ -82,6 +82,7 @@ OP = Op(
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(delta=True),
     example=example,
     variants={"negative": negative},

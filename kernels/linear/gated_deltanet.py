@@ -87,6 +87,7 @@ OP = Op(
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(gates="scalar", delta=True),
     example=example,
     variants={"extreme": extreme},

@@ -71,6 +71,7 @@ OP = Op(
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(gates="vector"),
     example=example,
     variants={"extreme": extreme},

@@ -83,14 +83,11 @@ def joint(sizes: Sizes) -> Example:
 
 OP = Op(
     name="hedgehog",
-    impls={
-        "reference": Impl(quadratic),
-        "recurrent": Impl(by_features(base.recurrent), declines=base.many_tokens),
-        "chunk": Impl(by_features(base.chunk)),
-    },
+    impls={"reference": Impl(quadratic), **base.impls(by_features)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
+    handmade=frozenset({"triton"}),
     cost=cost,
     example=halves,
     variants={"joint": joint},

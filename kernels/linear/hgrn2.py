@@ -8,6 +8,8 @@ Differs: activation of q and the output's norm are the layer's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -59,18 +61,14 @@ def reference(
     return torch.stack(outputs, 1).to(dtype), {"s": s}
 
 
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
-) -> Result:
-    g, key = gate(k.to(state["s"].dtype), lower)
-    return base.recurrent(q, key, v, causal=causal, scale=scale, state=state, g=g)
+def with_gate(core: Callable[..., Result]) -> Callable[..., Result]:
+    def call(
+        q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
+    ) -> Result:
+        g, key = gate(k.to(state["s"].dtype), lower)
+        return core(q, key, v, causal=causal, scale=scale, state=state, g=g, block=block)
 
-
-def chunk(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, lower: Tensor | None, block: int
-) -> Result:
-    g, key = gate(k.to(state["s"].dtype), lower)
-    return base.chunk(q, key, v, causal=causal, scale=scale, state=state, g=g, block=block)
+    return call
 
 
 def gate(logits: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -89,14 +87,11 @@ def bounded(sizes: Sizes) -> Example:
 
 OP = Op(
     name="hgrn2",
-    impls={
-        "reference": Impl(reference),
-        "recurrent": Impl(recurrent, declines=base.many_tokens),
-        "chunk": Impl(chunk),
-    },
+    impls={"reference": Impl(reference), **base.impls(with_gate)},
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(gates="vector"),
     example=just_qkv,
     variants={"bounded": bounded},

@@ -89,6 +89,7 @@ OP = Op(
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(gates="vector", delta=True),
     example=example,
     variants={"extreme": extreme},

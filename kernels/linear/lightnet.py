@@ -8,6 +8,8 @@ Differs: the normaliser of the empty past is log 0; activation of q, gate and no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -56,22 +58,15 @@ def whole(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return torch.einsum("bqhd,bhdv->bqhv", q.to(wide) * scale, s).to(q.dtype)
 
 
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int
-) -> Result:
-    if state is None:
-        return whole(q, k, v, scale=scale), None
-    g, key, z = ratios(k.to(state["s"].dtype), state["z"])
-    o, after = base.recurrent(q, key, v, causal=causal, scale=scale, state=state, g=g)
-    return o, {**after, "z": z}
+def with_ratios(core: Callable[..., Result]) -> Callable[..., Result]:
+    def call(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int) -> Result:
+        if state is None:
+            return whole(q, k, v, scale=scale), None
+        g, key, z = ratios(k.to(state["s"].dtype), state["z"])
+        o, after = core(q, key, v, causal=causal, scale=scale, state=state, g=g, block=block)
+        return o, {**after, "z": z}
 
-
-def chunk(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int) -> Result:
-    if state is None:
-        return whole(q, k, v, scale=scale), None
-    g, key, z = ratios(k.to(state["s"].dtype), state["z"])
-    o, after = base.chunk(q, key, v, causal=causal, scale=scale, state=state, g=g, block=block)
-    return o, {**after, "z": z}
+    return call
 
 
 def ratios(k: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,14 +98,11 @@ def steep(sizes: Sizes) -> Example:
 
 OP = Op(
     name="lightnet",
-    impls={
-        "reference": Impl(reference),
-        "recurrent": Impl(recurrent, declines=base.many_tokens),
-        "chunk": Impl(chunk),
-    },
+    impls={"reference": Impl(reference), **base.impls(with_ratios)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
+    handmade=frozenset({"triton"}),
     cost=cost,
     example=just_qkv,
     variants={"steep": steep},

@@ -9,6 +9,7 @@ Differs: scale is 1 when left out, as in the paper, and not D ** -0.5; without d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,20 +79,14 @@ def quadratic(
     return o.to(dtype), {"s": torch.exp(-decay * length)[:, None, None] * s + written}
 
 
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, decay: Tensor, block: int
-) -> Result:
-    return base.recurrent(q, k, v, causal=causal, scale=scale, state=state, g=_gates(decay, q), block=block)
+def with_decay(core: Callable[..., Result]) -> Callable[..., Result]:
+    def call(
+        q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, decay: Tensor, block: int
+    ) -> Result:
+        g = -decay.expand(1, q.shape[1], -1)
+        return core(q, k, v, causal=causal, scale=scale, state=state, g=g, block=block)
 
-
-def chunk(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State, decay: Tensor, block: int
-) -> Result:
-    return base.chunk(q, k, v, causal=causal, scale=scale, state=state, g=_gates(decay, q), block=block)
-
-
-def _gates(decay: Tensor, q: Tensor) -> Tensor:
-    return -decay.expand(1, q.shape[1], -1)
+    return call
 
 
 def example(sizes: Sizes) -> Example:
@@ -106,14 +101,11 @@ def strong(sizes: Sizes) -> Example:
 
 OP = Op(
     name="lightning",
-    impls={
-        "reference": Impl(quadratic),
-        "recurrent": Impl(recurrent, declines=base.many_tokens),
-        "chunk": Impl(chunk),
-    },
+    impls={"reference": Impl(quadratic), **base.impls(with_decay)},
     auto=base.AUTO,
     patterns=frozenset({"CS"}),
     state=base.start,
+    handmade=frozenset({"triton"}),
     cost=base.cost(gates="scalar"),
     example=example,
     variants={"strong": strong},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import gnomon.kernels.linear.base as base
 from gnomon.kernels.example import just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
@@ -87,10 +88,11 @@ def cost(shape: Shape) -> Cost:
 
 OP = Op(
     name="plain",
-    impls={"reference": Impl(quadratic), "recurrent": Impl(recurrent), "chunk": Impl(moments)},
-    auto=("chunk",),
+    impls={"reference": Impl(quadratic), "recurrent": Impl(recurrent), "chunk": Impl(moments), "triton": base.TWIN},
+    auto=("triton", "chunk"),
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
+    handmade=frozenset({"triton"}),
     cost=cost,
     cascade="KV[e,f] = K[e,m] * V[f,m]\nO[f,p] = Q[e,p] * KV[e,f]",
     example=just_qkv,
