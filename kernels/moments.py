@@ -23,7 +23,7 @@ from torch import Tensor
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound
-from gnomon.kernels.op import Cost, Impl, Result, Shape, State
+from gnomon.kernels.op import Cost, Impl, Result, Shape, State, triton
 
 Turned = tuple[Tensor, Tensor] | None
 
@@ -129,11 +129,21 @@ def only_causal(shape: Shape, mask: Bound) -> str | None:
     return None if shape.causal else "token by token goes with a causal mask"
 
 
-def impls(method: Callable[..., Result], *, causal: bool) -> dict[str, Impl]:
-    """A method, called with a `Way` first, as its implementations."""
+def twin_refuses(shape: Shape, mask: Bound) -> str | None:
+    if shape.causal:
+        return "its moments are of all keys, not of prefixes"
+    if max(shape.width, shape.value_width) > 128:
+        return f"widths {shape.width} and {shape.value_width} are beyond 128"
+    return None
+
+
+def impls(method: Callable[..., Result], *, causal: bool, twin: str | None = None) -> dict[str, Impl]:
+    """A method, called with a `Way` first, as its implementations; `twin` is its function in triton_ops, if any."""
     found = {"reference": Impl(partial(method, quadratic)), "chunk": Impl(partial(method, blocks))}
     if causal:
         found["recurrent"] = Impl(partial(method, recurrent), refuses=only_causal)
+    if twin is not None:
+        found["triton"] = triton(twin, refuses=twin_refuses, grouped=True)
     return found
 
 

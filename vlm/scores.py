@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 1 << 24
-"""Logits at a time when columns are summed (64 MiB)."""
+from gnomon.kernels import scores
 
 
 @dataclass(frozen=True)
@@ -34,22 +33,24 @@ class Projected:
         return Projected(queries, keys, queries.shape[3] ** -0.5)
 
 
-def rows(seen: Projected, index: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(B,H,R,S) attention of the queries at `index` (B,R) over all keys that `mask` (B,R,S) lets them see."""
+def rows(seen: Projected, index: Tensor, mask: scores.Sight = None, *, impl: str = "auto") -> Tensor:
+    """(B,H,R,S) attention of the queries at `index` (B,R) over all keys that `mask`, (B,R,S) or limits, lets them see.
+
+    On a GPU, where no gradient is wanted, by a kernel; `impl` and what it was are those of kernels/op.py.
+    """
     _, heads, _, width = seen.queries.shape
     queries = seen.queries.gather(2, index[:, None, :, None].expand(-1, heads, -1, width))
-    return _softmax(queries, seen, mask)
+    how = {"scale": seen.scale, "softcap": seen.softcap, "sight": mask, "impl": impl}
+    return scores.rows(queries.transpose(1, 2), seen.keys.transpose(1, 2), **how)
 
 
-def columns(seen: Projected, mask: Tensor | None = None, *, chunk: int | None = None) -> Tensor:
-    """(B,H,S) attention that each key receives, summed over all queries, `chunk` at a time; `mask` is (B,T,S)."""
-    batch, heads, count, _ = seen.queries.shape
-    chunk = chunk or max(1, _CHUNK // (batch * heads * seen.keys.shape[2]))
-    total = 0.0
-    for start in range(0, count, chunk):
-        part = slice(start, start + chunk)
-        total = total + _softmax(seen.queries[:, :, part], seen, None if mask is None else mask[:, part]).sum(2)
-    return total
+def columns(seen: Projected, mask: scores.Sight = None, *, chunk: int | None = None, impl: str = "auto") -> Tensor:
+    """(B,H,S) attention that each key receives, summed over all queries; `mask` is (B,T,S), or limits.
+
+    By a kernel like `rows`, or `chunk` queries at a time.
+    """
+    how = {"scale": seen.scale, "softcap": seen.softcap, "sight": mask, "impl": impl}
+    return scores.columns(seen.queries.transpose(1, 2), seen.keys.transpose(1, 2), chunk=chunk, **how)
 
 
 def fused_columns(seen: Projected, mask: Tensor | None = None, *, weight: Tensor | None = None) -> Tensor:
@@ -123,17 +124,3 @@ def _fused(seen: Projected, values: Tensor, mask: Tensor | None) -> Tensor:
     ]
     found = torch.cat(out, 3)[..., : values.shape[3]]
     return found if mask is None else found.masked_fill(~mask[:, None].any(-1, keepdim=True), 0.0)
-
-
-def _softmax(queries: Tensor, seen: Projected, mask: Tensor | None) -> Tensor:
-    batch, heads, count, width = queries.shape
-    # the query heads of one key head side by side: keys are not repeated
-    grouped = queries.float().reshape(batch, seen.keys.shape[1], -1, width)
-    logits = (grouped @ seen.keys.float().transpose(2, 3)).view(batch, heads, count, -1) * seen.scale
-    if seen.softcap is not None:
-        logits = torch.tanh(logits / seen.softcap) * seen.softcap
-    if mask is not None:
-        # a row that sees nothing attends to nothing, instead of being NaN
-        logits = logits.masked_fill(~mask[:, None], float("-inf"))
-        return torch.softmax(logits, -1).masked_fill(~mask[:, None].any(-1, keepdim=True), 0.0)
-    return torch.softmax(logits, -1)

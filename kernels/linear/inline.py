@@ -48,8 +48,9 @@ def attend(
 
 OP = Op(
     name="inline",
-    impls=moments.impls(attend, causal=True),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=True, twin="linear.moments:inline"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "CS", "NC"}),
     state=partial(moments.start, names="s z u n"),
     cost=moments.cost,

@@ -62,8 +62,9 @@ def example(sizes: Sizes) -> Example:
 
 OP = Op(
     name="l2vit",
-    impls=moments.impls(attend, causal=True),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=True, twin="linear.moments:l2vit"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "CS", "NC"}),
     state=partial(moments.start, names="s z"),
     cost=moments.cost,

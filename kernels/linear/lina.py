@@ -65,8 +65,9 @@ def example(sizes: Sizes) -> Example:
 
 OP = Op(
     name="lina",
-    impls=moments.impls(attend, causal=False),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=False, twin="linear.moments:lina"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "NC"}),
     cost=moments.cost,
     cascade=moments.QUOTIENT,

@@ -44,8 +44,9 @@ def attend(
 
 OP = Op(
     name="linfusion",
-    impls=moments.impls(attend, causal=False),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=False, twin="linear.moments:linfusion"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "NC"}),
     cost=partial(moments.cost, exponentials=1),
     cascade=moments.QUOTIENT,

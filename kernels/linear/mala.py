@@ -58,8 +58,9 @@ def attend(
 
 OP = Op(
     name="mala",
-    impls=moments.impls(attend, causal=True),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=True, twin="linear.moments:mala"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "CS", "NC"}),
     state=partial(moments.start, names="s z u n"),
     cost=partial(moments.cost, exponentials=1),

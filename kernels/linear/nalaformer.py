@@ -72,8 +72,9 @@ def attend(
 
 OP = Op(
     name="nalaformer",
-    impls=moments.impls(attend, causal=True),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=True, twin="linear.moments:nalaformer"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "CS", "NC"}),
     state=partial(moments.start, names="s z n", features=2),
     # a power is a logarithm and an exponential

@@ -55,8 +55,9 @@ def attend(
 
 OP = Op(
     name="rala",
-    impls=moments.impls(attend, causal=False),
-    auto=("chunk",),
+    impls=moments.impls(attend, causal=False, twin="linear.moments:rala"),
+    auto=("triton", "chunk"),
+    handmade=frozenset({"triton"}),
     patterns=frozenset({"NS", "NC"}),
     cost=partial(moments.cost, exponentials=1),
     cascade="""

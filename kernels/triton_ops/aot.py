@@ -32,6 +32,7 @@ class Build:
 
     types      of the arguments that are no constants: "*bf16", "*i32", "i32", "fp32"; pointers count as aligned to 16
     constants  its `tl.constexpr` arguments
+    registers  that a thread may have; None: what the assembler likes
     """
 
     kernel: JITFunction
@@ -39,6 +40,7 @@ class Build:
     constants: Mapping[str, object]
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def report(build: Build, capability: int) -> Report:
         constexprs=dict(build.constants),
         attrs=aligned,
     )
-    options = {"num_warps": build.warps, "num_stages": build.stages}
+    options = {"num_warps": build.warps, "num_stages": build.stages, "maxnreg": build.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     found = _usage(compiled.asm["cubin"])
     return Report(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)

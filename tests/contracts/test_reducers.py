@@ -258,8 +258,8 @@ class Watching(Frozen):
 def test_removing_equals_masking(cls: type[TokenReducer], model: VLM):
     """Layers see the same whether a token has left or is hidden from all others, as long as ids are kept.
 
-    Where tokens merge: the same as a shorter sequence, put together by hand: text, the weighted sums of the plan with ids
-    of their anchors, text.
+    Where tokens merge: the same as a shorter sequence, put together by hand: text, the plan's weighted sums with ids of
+    their anchors, text.
     """
     reducer = made(cls)
     reducer.layers, reducer.position = reducer.layers[:1], "keep"

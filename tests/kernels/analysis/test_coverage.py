@@ -43,4 +43,4 @@ def test_markdown():
     rows = coverage(MEMBERS)
     lines = markdown(rows).splitlines()
     assert len(lines) == len(rows) + 2 and len({line.count("|") for line in lines}) == 1
-    assert "| linear/rala | yes | - | yes | - | none | none | yes | - | reference, chunk |" in lines
+    assert "| linear/rala | yes | - | yes | - | none | none | yes | - | reference, chunk, triton |" in lines

@@ -1,0 +1,51 @@
+"""Core M's kernels, run by Triton's interpreter and compiled for GPUs that need not be there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnomon.kernels.triton_ops.aot import CAPABILITIES, SHARED_LIMIT, report
+from gnomon.kernels.triton_ops.linear.moments import builds
+
+RUN = Path(__file__).with_name("interpreted_moments.py")
+
+SHIPPED = {
+    "inline": {"readout": "shifted"},
+    "mala": {"readout": "mala", "feature": "elu1"},
+    "mala turned": {"readout": "mala", "feature": "elu1", "turned": True},
+    "rala turned": {"readout": "quotient", "feature": "elu1", "turned": True, "gates": (True, False)},
+    "l2vit, 4 heads a key": {"readout": "clamped", "feature": "relu", "group": 4},
+    "lina": {"readout": "quotient", "feature": "relu", "gates": (True, True)},
+}
+
+
+def fits(dtype: torch.dtype, widths: tuple[int, int], capability: int, which: str) -> None:
+    for build in builds(dtype, widths, **SHIPPED[which]):
+        found = report(build, capability)
+        assert found.spills == 0, f"{build.kernel.__name__}: {found}"
+        assert found.shared <= SHARED_LIMIT[capability], f"{build.kernel.__name__}: {found}"
+
+
+def test_equals_the_references(apart):
+    apart(RUN, interpret=True)
+
+
+@pytest.mark.gpu
+def test_equals_the_references_on_a_gpu(apart):
+    apart(RUN, interpret=False)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiles(capability):
+    fits(torch.bfloat16, (64, 64), capability, "mala turned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", SHIPPED)
+# the last ones are NaLaFormer's, whose features are twice as wide
+@pytest.mark.parametrize("widths", [(32, 32), (64, 64), (128, 128), (256, 128)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_all_that_is_shipped_compiles(capability, dtype, widths, which):
+    fits(dtype, widths, capability, which)
