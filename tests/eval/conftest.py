@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from gnomon.data import tokenizer
 from gnomon.vlm.connectors.mlp import MLP
@@ -15,6 +17,17 @@ from gnomon.vlm.model import VLM
 from gnomon.vlm.save import save
 
 SIZE = 112
+
+
+@pytest.fixture
+def flop_counter() -> Callable[[], FlopCounterMode]:
+    """torch's own counter; before 2.15 it passed over its fused attention on the CPU, though it has the formula."""
+
+    def shapes(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: shapes}
+    return lambda: FlopCounterMode(display=False, custom_mapping=fused)
 
 
 @pytest.fixture(scope="session")

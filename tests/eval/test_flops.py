@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from gnomon.eval.flops import Decoder
 from gnomon.vlm.hf import CausalLM
@@ -24,16 +23,16 @@ MODELS = {
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_operations_are_those_that_torch_counts(name, attention):
+def test_operations_are_those_that_torch_counts(name, attention, flop_counter):
     if name == "gemma2":
         attention = "eager"
     lm = CausalLM(config=BASE | MODELS[name], attention=attention).eval()
     shape, state = Decoder.of(lm), lm.new_state()
-    with FlopCounterMode(display=False) as prefill:
+    with flop_counter() as prefill:
         lm(torch.randn(1, 50, 64), TokenLayout.text(1, 50), state)
     assert shape.prefill([50] * 3) == pytest.approx(prefill.get_total_flops(), rel=0.01)
     assert shape.cache_bytes([50] * 3, 4) == sum(c.keys.nbytes + c.values.nbytes for c in state.layers)
-    with FlopCounterMode(display=False) as step:
+    with flop_counter() as step:
         lm.head(lm(torch.randn(1, 1, 64), TokenLayout.text(1, 1, start=50), state))
     assert shape.step([51] * 3) == pytest.approx(step.get_total_flops(), rel=0.01)
 

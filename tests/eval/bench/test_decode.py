@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from gnomon.eval.bench.decode import UNREDUCED, measure
 from gnomon.eval.bench.synthetic import prompt
@@ -19,7 +18,7 @@ from gnomon.vlm.reduction.random import Random
 LAYERS = {"num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96}
 
 
-def test_side_by_side(tiny):
+def test_side_by_side(tiny, flop_counter):
     model = tiny(lm=LAYERS)
     settings = {
         "random": [Random(0.25)],
@@ -40,7 +39,7 @@ def test_side_by_side(tiny):
         # choosing and connecting included, the sum is what torch counts in the whole prefill
         batch, seen = prompt(model, rows=2, visual=40, text=10, needs=frozenset())
         model.reducers = reducers
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             model.read(batch, model.lm.new_state(), seen)
         assert result.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
         assert result.besides > 0 and result.causal < result.flops
