@@ -8,7 +8,9 @@ encoders, whose tokens are the `grid` that the options then name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import Any
@@ -17,13 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gnomon.kernels.mask import CAUSAL, Bound
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.softmax.exact import exact
 from gnomon.vlm.operators import Operator, check_causal
+from gnomon.vlm.scores import Projected
 
 PREFIX = "gnomon_"
+
+_ROUTED = "gnomon_routed"
 
 
 def register(
@@ -51,6 +57,45 @@ def provide(name: str) -> None:
     """If this is a name of ours that has not been registered yet: register it, with the operator's default options."""
     if name.startswith(PREFIX) and name not in AttentionInterface().valid_keys():
         register(name.removeprefix(PREFIX))
+
+
+class Enough(Exception):
+    """Queries and keys are known, the rest of the attention is not wanted."""
+
+
+@contextmanager
+def watched(layer: nn.Module, see: Callable[[nn.Module, Projected], object], *, run: bool = True) -> Iterator[None]:
+    """Attention goes by way of us, to the same kernel as ever; of all layers that run and share the config.
+
+    run: whether attention is computed; else Enough is raised once queries and keys are known.
+    """
+    attention = layer.self_attn
+    eager = sys.modules[type(attention).__module__].eager_attention_forward
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+
+    def watch(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any):
+        scale = options.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        see(module, Projected(query.detach(), key.detach(), scale, options.get("softcap")))
+        if not run:
+            raise Enough
+        return kernel(module, query, key, value, mask, **options)
+
+    with attending(layer, watch):
+        yield
+
+
+@contextmanager
+def attending(layer: nn.Module, attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Iterator[None]:
+    """While it lasts, a layer's attention is this function: through transformers' own registry."""
+    config = layer.self_attn.config
+    own = config._attn_implementation
+    AttentionInterface.register(_ROUTED, attend)
+    config._attn_implementation = _ROUTED
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def _attend(

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from gnomon.vlm.layout import Features, TokenLayout
+from gnomon.vlm.layout import Batch, Features, TokenLayout
 from gnomon.vlm.plan import Position, ReductionPlan
-from gnomon.vlm.ragged import by_count, together
+from gnomon.vlm.ragged import by_count, interleave, together
 from gnomon.vlm.reduction.base import ReduceContext, TokenReducer
 from gnomon.vlm.rewrite import Placed, Rewrite, rewrite
 
@@ -78,6 +78,24 @@ def place(
     return new.fill(embeds, torch.cat([features.tokens.flatten(0, 1) for _, features in groups])), new
 
 
+def fill(embeds: Tensor, batch: Batch, groups: Sequence[tuple[list[int], Features]], *, crops: bool) -> Tensor:
+    """Every token of every image in its slot, none reduced; `crops` take turns row by row."""
+    features = interleave([part for _, part in groups], [members for members, _ in groups])
+    if crops:
+        # not all of their cells are in the sequence
+        slots = image_slots(batch.layout, features.grid)
+        visual = features.tokens[:, : slots.shape[1]].to(embeds.dtype)
+        filled = embeds.flatten(0, 1).index_put((slots[slots >= 0],), visual[slots >= 0])
+        return filled.view_as(embeds)
+    visual, slots = features.tokens[features.valid], batch.layout.is_image
+    if int(slots.sum()) != visual.shape[0]:
+        raise ValueError(
+            f"the batch has {int(slots.sum())} image slots but its {len(batch.pixels)} images make "
+            f"{visual.shape[0]} tokens (samples {', '.join(batch.samples)}); use the model's own processor"
+        )
+    return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
+
+
 def _plan(features: Features) -> ReductionPlan:
     if features.plan is not None:
         return features.plan
@@ -111,16 +129,28 @@ def sample_numbers(layout: TokenLayout) -> Tensor:
     return begins.flatten().long().cumsum(0).view(layout.shape) - 1
 
 
-def image_names(layout: TokenLayout, samples: Sequence[str]) -> list[str]:
+def image_rows(layout: TokenLayout) -> Tensor:
+    """(I,) the number that each image of the batch has in its row."""
+    number = image_numbers(layout)
+    number, in_row = number[number >= 0], layout.image[number >= 0]
+    return in_row.new_empty(int(number.max()) + 1).scatter_(0, number, in_row)
+
+
+def image_names(batch: Batch) -> list[str]:
     """What stands for each image of the batch in a random choice: its sample and its number there."""
-    image, sample = image_numbers(layout).flatten(), sample_numbers(layout).flatten()
-    number = image.new_zeros(int(image.max()) + 1)
-    number[image[image >= 0]] = sample[image >= 0]
+    image, sample = image_numbers(batch.layout).flatten(), sample_numbers(batch.layout).flatten()
+    owners = image.new_zeros(int(image.max()) + 1)
+    owners[image[image >= 0]] = sample[image >= 0]
+    if len(owners) != len(batch.pixels):
+        raise ValueError(
+            f"the batch has slots for {len(owners)} images and {len(batch.pixels)} images (samples "
+            f"{', '.join(batch.samples)}); use the model's own processor"
+        )
     seen: dict[int, int] = {}
     names = []
-    for owner in number.tolist():
+    for owner in owners.tolist():
         seen[owner] = seen.get(owner, -1) + 1
-        names.append(f"{samples[owner] if owner < len(samples) else owner}#{seen[owner]}")
+        names.append(f"{batch.samples[owner] if owner < len(batch.samples) else owner}#{seen[owner]}")
     return names
 
 

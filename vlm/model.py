@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gnomon.vlm.attention import attending
 from gnomon.vlm.blocks import reduced, tower_of
 from gnomon.vlm.compute.base import Leave, VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.decoder import DecodeState
 from gnomon.vlm.encoders.base import Encoder
-from gnomon.vlm.executor import image_names, image_numbers, image_slots, place, policy, reduce_images
+from gnomon.vlm.executor import fill, image_names, image_rows, place, policy, reduce_images
 from gnomon.vlm.fusion.base import Fusion
 from gnomon.vlm.geometry.base import GeometryEncoder
-from gnomon.vlm.hf import CausalLM, attending
+from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout, Views, ViewsSpec
 from gnomon.vlm.mixers.base import Mixer
-from gnomon.vlm.multiview.align import pool
+from gnomon.vlm.ragged import interleave
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite
 from gnomon.vlm.scenery import Scenery, check_slots, dtype_of
@@ -57,11 +58,6 @@ class Seen:
     features: Features
     pixels: Tensor
     survey: Survey | None = None
-
-    @property
-    def geometry(self) -> list[tuple[Tensor, Features]]:
-        """Which of the images are views of a scene, and its features there; one pair per grid."""
-        return [] if self.survey is None else self.survey.of(self.members)
 
 
 @dataclass
@@ -234,11 +230,13 @@ class VLM(nn.Module):
             else:
                 features = self.encoder(normal, want) if want else self.encoder(normal)
             groups.append(Seen(members, features, pixels))
-        known = None
         if self.scenery is not None:
             places = any("xyz" in reducer.needs for reducer in self.active)
             known = self.scenery.survey(views, places=places, touch=self._in_step, device=self.mean.device)
-        return [group if known is None else _placed(replace(group, survey=known)) for group in groups]
+            for group in groups:
+                group.survey = known
+                group.features = known.locate(group.features, group.members) if known else group.features
+        return groups
 
     def connect(self, seen: Seen, names: Sequence[str] = (), image: Tensor | None = None) -> Features:
         """Features at the language model's width, of the images of one size, reduced on both sides of the connector.
@@ -281,9 +279,7 @@ class VLM(nn.Module):
         assert not self.active
         groups = self.see(images)
         connected = [self.connect(seen) for seen in groups]
-        if len(connected) == 1:
-            return connected[0]
-        return _interleave(connected, [seen.members for seen in groups])
+        return interleave(connected, [seen.members for seen in groups])
 
     def embed(self, batch: Batch, seen: list[Seen] | None = None) -> tuple[Tensor, TokenLayout, Rewrite | None]:
         """Text embeddings with the images' features in their places, and what became of the sequence if it was reduced.
@@ -301,13 +297,7 @@ class VLM(nn.Module):
         outside = [r for r in self.active if r.stage is not Stage.LLM_LAYER]
         if not outside:
             return self._fill(embeds, batch, [(g.members, self.connect(g)) for g in groups]), layout, None
-        names, number = image_names(layout, batch.samples), image_numbers(layout)
-        if len(names) != len(batch.pixels):
-            raise ValueError(
-                f"the batch has slots for {len(names)} images and {len(batch.pixels)} images (samples "
-                f"{', '.join(batch.samples)}); use the model's own processor"
-            )
-        in_row = layout.image[number >= 0][_first_of(number[number >= 0], len(names))]
+        names, in_row = image_names(batch), image_rows(layout)
         connected = [
             (group.members, self.connect(group, [names[i] for i in group.members], in_row[group.members]))
             for group in groups
@@ -315,23 +305,8 @@ class VLM(nn.Module):
         embeds, rewrite = place(embeds, layout, connected, policy(outside[0], layout, inside=False))
         return embeds, rewrite.layout, rewrite
 
-    def _fill(self, embeds: Tensor, batch: Batch, connected: list[tuple[list[int], Features]]) -> Tensor:
-        """Every token of every image in its slot."""
-        groups = [features for _, features in connected]
-        features = groups[0] if len(groups) == 1 else _interleave(groups, [members for members, _ in connected])
-        if self.image_newline is not None:
-            # crops take turns row by row, and not all of their cells are in the sequence
-            slots = image_slots(batch.layout, features.grid)
-            visual = features.tokens[:, : slots.shape[1]].to(embeds.dtype)
-            filled = embeds.flatten(0, 1).index_put((slots[slots >= 0],), visual[slots >= 0])
-            return filled.view_as(embeds)
-        visual, slots = features.tokens[features.valid], batch.layout.is_image
-        if int(slots.sum()) != visual.shape[0]:
-            raise ValueError(
-                f"the batch has {int(slots.sum())} image slots but its {len(batch.pixels)} images make "
-                f"{visual.shape[0]} tokens (samples {', '.join(batch.samples)}); use the model's own processor"
-            )
-        return embeds.masked_scatter(slots[..., None], visual.to(embeds.dtype))
+    def _fill(self, embeds: Tensor, batch: Batch, groups: list[tuple[list[int], Features]]) -> Tensor:
+        return fill(embeds, batch, groups, crops=self.image_newline is not None)
 
     def _scenes(self, embeds: Tensor, batch: Batch, groups: list[Seen]) -> Tensor:
         """Tokens of whole scenes in their slots."""
@@ -419,28 +394,3 @@ class VLM(nn.Module):
         count = torch.as_tensor(output.labels.numel(), device=at.device)
         total = F.cross_entropy(output.logits.float(), output.labels, reduction="sum")
         return total + count * output.loss, count
-
-
-def _first_of(number: Tensor, count: int) -> Tensor:
-    """(count,) where each of the numbers 0..count-1 comes first."""
-    place = torch.arange(len(number), device=number.device)
-    return number.new_full((count,), len(number)).scatter_reduce(0, number, place, "amin")
-
-
-def _placed(seen: Seen) -> Seen:
-    """With the places in space of the features' cells, where the geometry encoder says them for all of the images."""
-    for places, known in seen.geometry:
-        if len(places) == len(seen.members) and known.xyz is not None:
-            grids = known.grid[0], seen.features.grid[0]
-            return replace(seen, features=replace(seen.features, xyz=pool(known.xyz, *grids, known.confidence)))
-    return seen
-
-
-def _interleave(groups: list[Features], members: list[list[int]]) -> Features:
-    """Groups of equal-sized images back into one padded batch in the images' own order."""
-    count, most = sum(map(len, members)), max(g.tokens.shape[1] for g in groups)
-    first = groups[0].tokens
-    order = torch.tensor([i for group in members for i in group], device=first.device).argsort()
-    tokens = torch.cat([F.pad(g.tokens, (0, 0, 0, most - g.tokens.shape[1])) for g in groups])[order]
-    grids = {i: g.grid[k] for g, group in zip(groups, members) for k, i in enumerate(group)}
-    return replace(groups[0], tokens=tokens, grid=[grids[i] for i in range(count)], cls=None)

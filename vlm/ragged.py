@@ -48,20 +48,30 @@ def together(parts: Sequence[tuple[list[int], Features]]) -> Features:
     return replace(groups[0], **joined, plan=plan, grid=[g.grid[0] for g in groups for _ in g.grid])
 
 
+def interleave(groups: Sequence[Features], members: Sequence[list[int]]) -> Features:
+    """Whole features of groups of images of one size, padded, in the images' own order."""
+    if len(groups) == 1:
+        return groups[0]
+    most, first = max(g.tokens.shape[1] for g in groups), groups[0].tokens
+    order = torch.tensor([i for group in members for i in group], device=first.device).argsort()
+    tokens = torch.cat([F.pad(g.tokens, (0, 0, 0, most - g.tokens.shape[1])) for g in groups])[order]
+    grids = [grid for g in groups for grid in g.grid]
+    return replace(groups[0], tokens=tokens, grid=[grids[i] for i in order.tolist()], cls=None)
+
+
 def _select(features: Features, members: list[int], count: int) -> Features:
-    at = torch.tensor(members, device=features.tokens.device)
-    chosen = {name: getattr(features, name) for name in _ALIGNED + _PER_IMAGE}
-    chosen = {name: value[at] for name, value in chosen.items() if value is not None}
-    chosen |= {name: chosen[name][:, :count] for name in _ALIGNED if name in chosen}
-    plan = features.plan
+    chosen = features.at(torch.tensor(members, device=features.tokens.device))
+    shorter = {name: value[:, :count] for name in _ALIGNED if (value := getattr(chosen, name)) is not None}
+    plan = chosen.plan
     if plan is not None:
-        plan = ReductionPlan(
-            index=plan.index[at, :count],
-            weight=None if plan.weight is None else plan.weight[at, :count],
-            extra=None if plan.extra is None else plan.extra[at],
-            size=None if plan.size is None else plan.size[at, :count],
+        plan = replace(
+            plan,
+            index=plan.index[:, :count],
+            weight=None if plan.weight is None else plan.weight[:, :count],
+            size=None if plan.size is None else plan.size[:, :count],
+            count=None,
         )
-    return replace(features, **chosen, plan=plan, grid=[features.grid[i] for i in members])
+    return replace(chosen, **shorter, plan=plan)
 
 
 def _join(values: list[Tensor | None], padded: int, order: Tensor) -> Tensor | None:

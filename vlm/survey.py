@@ -6,7 +6,7 @@ Shapes: B scenes, S views, N cells, C width.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,14 @@ class Survey:
                 places, *where = torch.tensor(seen, device=output.tokens.device).T
                 found.append((places, self.view(torch.stack(where, 1))))
         return found
+
+    def locate(self, features: Features, images: Sequence[int]) -> Features:
+        """With the cells' places in space, where the geometry encoder says them for all of these images."""
+        for places, known in self.of(images):
+            if len(places) == len(images) and known.xyz is not None:
+                onto = features.grid[0]
+                return replace(features, xyz=pool(known.xyz, known.grid[0], onto, known.confidence))
+        return features
 
     def view(self, where: Tensor) -> Features:
         """What is known of views (I,3) of one output."""

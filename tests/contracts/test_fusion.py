@@ -375,7 +375,7 @@ def test_openness_is_a_share(cls, build):
     batch = batch_of(model)
     seen = model.see(batch.pixels, views=batch.views)[0]
     model.scenery.tokens(model.lm.embed(batch.ids), batch, seen.survey, [(seen.members, seen.features)])
-    places, known = seen.geometry[0]
+    places, known = seen.survey.of(seen.members)[0]
     features = seen.features if not model.fusion.behind else model.connector({"vision": seen.features})
     found = model.fusion.openness(model.scenery.parts(features.at(places), known, seen.survey))
     if found is not None:

@@ -14,7 +14,8 @@ from tokenizers.models import WordLevel
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from gnomon.vlm.hf import SUPPORTED, CausalLM
+from gnomon.vlm.hf import CausalLM
+from gnomon.vlm.importing.causal_lm import SUPPORTED
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.part import build
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnomon.vlm.attention import attending
 from gnomon.vlm.compute.base import LayerCompute, VisualCompute
 from gnomon.vlm.compute.naavit import NAAViT
 from gnomon.vlm.compute.yopo import YOPO
-from gnomon.vlm.hf import CausalLM, attending
+from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import Kind, TokenLayout
 from gnomon.vlm.visual import VisualLayers, runnable
 

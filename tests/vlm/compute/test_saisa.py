@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnomon.vlm.attention import attending
 from gnomon.vlm.compute.naavit import NAAViT
 from gnomon.vlm.compute.saisa import SAISA
 from gnomon.vlm.connectors.pixel_shuffle import PixelShuffle
-from gnomon.vlm.hf import attending
 from gnomon.vlm.layout import Batch, Kind, TokenLayout
 from gnomon.vlm.model import VLM
 from gnomon.vlm.reduction.random import Random
