@@ -19,6 +19,7 @@ FAMILIES = {
     "reduction": "vlm/reduction",
     "compute": "vlm/compute",
     "fusion": "vlm/fusion",
+    "auxiliary": "vlm/auxiliary",
     "position": "vlm/position",
     "mixers": "vlm/mixers",
     "heads": "vlm/heads",

@@ -44,8 +44,8 @@ ALLOWED = {  # exceptions: folder of the importing file -> module -> files that 
 RESTRICTED = {"vlm": {"transformers"}, "data": {"lightning"}, "train": {"deepspeed"}}
 FAMILIES = (
     "kernels/softmax", "kernels/linear", "kernels/sparse", "vlm/encoders", "vlm/connectors", "vlm/geometry",
-    "vlm/crossview", "vlm/fusion", "vlm/position", "vlm/reduction", "vlm/compute", "vlm/mitigation", "vlm/mixers",
-    "vlm/heads", "train/recipes", "eval/benchmarks", "eval/probes",
+    "vlm/crossview", "vlm/fusion", "vlm/auxiliary", "vlm/position", "vlm/reduction", "vlm/compute", "vlm/mitigation",
+    "vlm/mixers", "vlm/heads", "train/recipes", "eval/benchmarks", "eval/probes",
 )  # fmt: skip
 
 

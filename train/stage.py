@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from gnomon.data.module import DataModule
 from gnomon.data.processor import Processor
 from gnomon.train.callbacks.budget import ENDLESS, TIMED, Budget
 from gnomon.train.callbacks.checkpoint import Checkpoint, newest
+from gnomon.train.callbacks.gauge import Gauge
 from gnomon.train.callbacks.guard import Guard
 from gnomon.train.callbacks.handoff import HandOff
 from gnomon.train.callbacks.interrupt import Interrupt
@@ -30,6 +32,7 @@ from gnomon.train.runlog import RunLog
 from gnomon.train.schedule import Schedule, warmup_steps
 from gnomon.train.throughput import Flops
 from gnomon.train.trainer import extra_loggers, make_trainer
+from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import Group, freeze
 from gnomon.vlm.fusion.base import Fusion
@@ -71,6 +74,11 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
     data.batch_size = stage.batch_size or data.batch_size
     # the parts may come in several dtypes; trained are float32 weights, which `precision` may lower
     vlm = _model(cli, place.start).float()
+    if place.start is None:
+        new = vlm.mixers[len(vlm.mixers) - len(cli.plain()["model"]["mixers"]) :]
+        _check_taught(vlm, new, cli.config_init.recipe.stages())
+    if stage.check is not None:
+        stage.check(vlm)
     table = freeze(vlm, list(stage.rates))
     _check_sharding(vlm, options.trainer.strategy)
 
@@ -106,7 +114,8 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
     given = cli.plain()["model"]
     checkpoint = given.pop("checkpoint")
     if start is not None or checkpoint is not None:
-        model = load(start or checkpoint)
+        # within a run the losses go on; a checkpoint's own are over
+        model = load(start or checkpoint, aux=start is not None)
         if given["reducers"]:
             model.reducers = [build(spec, TokenReducer) for spec in given["reducers"]]
         # an earlier stage's model has it already, with what was trained of it
@@ -117,8 +126,22 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
                 parts = zip(("geometry", "fusion"), (GeometryEncoder, Fusion))
                 model.join(*(build(given[name], family) if given[name] else None for name, family in parts))
             model.mix([build(spec, Mixer) for spec in given["mixers"]])
+            model.teach([build(spec, AuxLoss) for spec in given["aux"]])
         return model
     return from_config(given)
+
+
+def _check_taught(vlm: VLM, new: Sequence[Mixer], stages: Sequence[Stage]) -> None:
+    """A ValueError for a new mixer that no stage trains: its random parameters would stay as they are."""
+    patterns = [pattern for stage in stages for pattern in stage.rates]
+    names = {parameter: name for name, parameter in vlm.named_parameters()}
+    for index in sorted(index for mixer in new for index in mixer.places(len(vlm.lm.layers))):
+        own = [names[parameter] for parameter in vlm.lm.layers[index].self_attn.mixer.parameters()]
+        if own and not any(fnmatchcase(name, pattern) for name in own for pattern in patterns):
+            raise ValueError(
+                f"the mixer of layer {index} is new and no stage trains any of its {len(own)} parameters, such as "
+                f"{own[0]}; add lm.* to the recipe's rates"
+            )
 
 
 def _check_sharding(vlm: VLM, strategy: object) -> None:
@@ -134,8 +157,9 @@ def _callbacks(
 ) -> list[Callback]:
     """What a step changes comes before its checkpoint, what ends the run after it."""
     options, run, data = cli.config, place.run, cli.config_init.data
-    meter = Meter(flops, every=options.trainer.log_every_n_steps)
-    callbacks = [Guard(checkpoint, run.path / "failure.json"), meter, *stage.callbacks()]
+    gauge = Gauge()
+    meter = Meter(flops, every=options.trainer.log_every_n_steps, beside=gauge.columns)
+    callbacks = [Guard(checkpoint, run.path / "failure.json"), meter, gauge, *stage.callbacks()]
     if _budgeted(cli, stage):
         minutes = place.share * options.budget.minutes
         callbacks.append(Budget(60 * minutes, run.stage(stage.name) / "plan.json"))

@@ -156,6 +156,19 @@ class Placed(Protocol):
         """The layer with it."""
 
 
+class Kept:
+    """The hidden states (B,T,C) that leave some layers, before the final norm, and the layout of their tokens there."""
+
+    def __init__(self, layers: Collection[int]) -> None:
+        self.layers = frozenset(layers)
+        self.hidden: dict[int, Tensor] = {}
+        self.layout: dict[int, TokenLayout] = {}
+
+    def saw(self, index: int, hidden: Tensor, layout: TokenLayout) -> None:
+        if index in self.layers:
+            self.hidden[index], self.layout[index] = hidden, layout
+
+
 class View:
     """The tokens as the layers see them: rotary tables and masks, each made once for all layers that agree on it.
 
@@ -237,13 +250,15 @@ def decode(
     reduction: LayerReduction | None = None,
     visual: VisualLayers | None = None,
     placed: Mapping[int, Placed] | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """(B,T,C) embeddings through all layers, before the final norm.
 
     windows: sliding window of each layer, None for full attention. rotary: hidden states and positions to tables.
     additive: masks as floats to add (eager attention) and not as bool. reduction: what leaves between layers; only for
     whole sequences, that is in a prefill: later tokens find the caches as it left them. visual: what stands in for
-    layers that compute less for visual tokens, likewise. placed: what acts in a layer, by its number.
+    layers that compute less for visual tokens, likewise. placed: what acts in a layer, by its number. kept: gets the
+    hidden states that leave the layers it names.
     """
     placed = placed or {}
     if visual is not None and state is not None:
@@ -296,6 +311,8 @@ def decode(
                 hidden = run(hidden, **given)
         # some layers of transformers 4 return a tuple
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if kept is not None:
+            kept.saw(index, hidden, layout)
         if cache is not None:
             cache.saw(view(cache.shift))
             if shift is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from gnomon.vlm import attention as registry
-from gnomon.vlm.decoder import DecodeState, Placed, Tables, decode
+from gnomon.vlm.decoder import DecodeState, Kept, Placed, Tables, decode
 from gnomon.vlm.importing import causal_lm
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.mixers.base import Mixer
@@ -100,8 +100,10 @@ class CausalLM(Part, nn.Module):
         state: DecodeState | None = None,
         reduction: LayerReduction | None = None,
         visual: VisualLayers | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
-        """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen.
+        """(B,T,C) embeddings to (B,T,C) hidden states after the final norm; `state` caches what was seen, `kept` gets
+        what leaves the layers it names.
 
         With a reduction the sequence becomes shorter on its way; `reduction.carry` shortens what goes along with it.
         """
@@ -117,6 +119,7 @@ class CausalLM(Part, nn.Module):
             reduction=reduction,
             visual=visual,
             placed=self.placed,
+            kept=kept,
         )
         return self.model.model.norm(hidden)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from gnomon.vlm.decoder import LayerCache, LayerRun, MixerCache, View
 from gnomon.vlm.layout import TokenLayout
-from gnomon.vlm.mixers.base import Attention, Mixer, Rotate, Tables
+from gnomon.vlm.lessons import alone
+from gnomon.vlm.mixers.base import Attention, Mimic, Mixer, Rotate, Tables
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,14 @@ class Mixed:
         return Turn(view.layout, cache)
 
     def run(self, layer: nn.Module) -> LayerRun:
+        mixer = layer.self_attn.mixer
+        if isinstance(mixer, Mimic) and mixer.lessons is not None:
+            return partial(_taught, layer)
         return layer
+
+
+def _taught(layer: nn.Module, hidden: Tensor, **given: Any) -> Any:
+    return layer(alone(hidden), **given)
 
 
 def mix(layers: Sequence[nn.Module], mixers: Sequence[Mixer]) -> dict[int, Mixed]:

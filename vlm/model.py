@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, I images, N visual tokens, C width of the language mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnomon.vlm.attention import attending
+from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.blocks import reduced, tower_of
 from gnomon.vlm.compute.base import Leave, VisualCompute
 from gnomon.vlm.connectors.base import Bridge
-from gnomon.vlm.decoder import DecodeState
+from gnomon.vlm.decoder import DecodeState, Kept
 from gnomon.vlm.encoders.base import Encoder
 from gnomon.vlm.executor import fill, image_names, image_rows, place, policy, reduce_images
 from gnomon.vlm.fusion.base import Fusion
@@ -30,53 +31,11 @@ from gnomon.vlm.layer_reduction import LayerReduction
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, TokenLayout, Views, ViewsSpec
 from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.ragged import interleave
+from gnomon.vlm.reading import Output, Read, Seen
 from gnomon.vlm.reduction.base import Stage, TokenReducer
 from gnomon.vlm.rewrite import Rewrite
-from gnomon.vlm.scenery import Scenery, check_slots, dtype_of
-from gnomon.vlm.survey import Survey
+from gnomon.vlm.scenery import Scenery, check_fit, check_slots, dtype_of
 from gnomon.vlm.visual import VisualLayers, runnable
-
-
-@dataclass
-class Output:
-    """Logits at the positions that were asked for, and the labels they predict; `loss` is the fusion's own."""
-
-    logits: Tensor
-    labels: Tensor
-    layout: TokenLayout
-    loss: Tensor | float = 0.0
-
-
-@dataclass
-class Seen:
-    """The images of one size in a batch: which ones, the encoder's features, and their pixels in 0..1.
-
-    survey: what the geometry encoder says of all scenes of the batch.
-    """
-
-    members: list[int]
-    features: Features
-    pixels: Tensor
-    survey: Survey | None = None
-
-
-@dataclass
-class Read:
-    """A batch behind the last layer. `before` and `after` are the layouts of the language model's two ends; `loss` is
-    the fusion's own, which it has in training.
-    """
-
-    hidden: Tensor
-    before: TokenLayout
-    after: TokenLayout
-    rewrites: list[Rewrite]
-    loss: Tensor | float = 0.0
-
-    def carry(self, tensor: Tensor, pad: int | bool) -> Tensor:
-        """A side tensor of the batch as the hidden states have it."""
-        for rewrite in self.rewrites:
-            tensor = rewrite.carry(tensor, pad)
-        return tensor
 
 
 class VLM(nn.Module):
@@ -89,6 +48,7 @@ class VLM(nn.Module):
     compute: what the decoder's layers spare visual tokens.
     geometry, fusion: what looks at a sample's views, and how the tokens of its images learn of it; both or none.
     mixers: what stands in the decoder's layers in place of their self-attention; each says in which.
+    aux: losses on the decoder's hidden states, in training beside that on the answers.
     """
 
     def __init__(
@@ -111,6 +71,7 @@ class VLM(nn.Module):
         geometry: GeometryEncoder | None = None,
         fusion: Fusion | None = None,
         mixers: Sequence[Mixer] = (),
+        aux: Sequence[AuxLoss] = (),
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.lm = encoder, connector, lm
@@ -129,6 +90,8 @@ class VLM(nn.Module):
             positions=image_positions,
         )
         self.join(geometry, fusion)
+        self.aux = nn.ModuleList()
+        self.teach(aux)
         if self.image.positions == "grid" and lm.axes != 3:
             raise ValueError(
                 f"image positions 'grid' with a {lm.model.config.model_type} language model, whose positions have one "
@@ -159,7 +122,17 @@ class VLM(nn.Module):
     @property
     def views(self) -> ViewsSpec | None:
         """How the views of a sample become pixels; None: the model has no use for them."""
-        return None if self.scenery is None else self.scenery.views
+        if self.scenery is not None:
+            return self.scenery.views
+        return ViewsSpec(self.image.cell, size=self.image.size) if any(loss.views for loss in self.aux) else None
+
+    def teach(self, aux: Sequence[AuxLoss]) -> None:
+        """From now on training has these losses, too."""
+        for loss in aux:
+            if loss.views:
+                check_fit(self.image, f"{type(loss).__name__} on the depth of views")
+            loss.setup(self.lm.width, len(self.lm.layers))
+        self.aux.extend(aux)
 
     def mix(self, mixers: Sequence[Mixer]) -> None:
         """Put mixers into the decoder's layers that they are for, for good; what these learned stays in their maps."""
@@ -364,18 +337,22 @@ class VLM(nn.Module):
         acting = [r for r in self.active if r.stage is Stage.LLM_LAYER]
         if visual is not None and self.compute.leaves is not None:
             acting.append(Leave(self.compute.leaves))
+        reduction = None
+        if acting and batch.pixels:
+            # with caches it is a prompt that is read, to be answered; without, answers stand there already
+            labels = batch.labels if rewrite is None else rewrite.carry(batch.labels, IGNORE)
+            labels = labels if state is None else None
+            reduction = LayerReduction(
+                acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers), labels=labels
+            )
+        kept = Kept({i for loss in self.aux for i in loss.layers}) if self.aux and self._in_step else None
+        hidden = self.lm(embeds, layout, state, reduction, visual, kept)
         rewrites = [] if rewrite is None else [rewrite]
+        rewrites += [] if reduction is None else reduction.rewrites
         lost = seen[0].survey.loss if seen and seen[0].survey is not None else 0.0
-        if not acting or not batch.pixels:
-            return Read(self.lm(embeds, layout, state, visual=visual), layout, layout, rewrites, lost)
-        # with caches it is a prompt that is read, to be answered; without, answers stand there already
-        labels = None if state is not None else batch.labels if rewrite is None else rewrite.carry(batch.labels, IGNORE)
-        reduction = LayerReduction(
-            acting, samples=batch.samples, probe=self.lm, depth=len(self.lm.layers), labels=labels
-        )
-        hidden = self.lm(embeds, layout, state, reduction, visual)
-        after = reduction.rewrites[-1].layout if reduction.rewrites else layout
-        return Read(hidden, layout, after, rewrites + reduction.rewrites, lost)
+        if kept is not None:
+            lost = lost + sum(loss(kept, batch, seen) for loss in self.aux)
+        return Read(hidden, layout, rewrites[-1].layout if rewrites else layout, rewrites, lost)
 
     def forward(self, batch: Batch, *, at: Tensor | None = None) -> Output:
         """Next-token logits at the positions `at` (B,T bool); everywhere when None, as (B,T,V)."""
@@ -388,9 +365,13 @@ class VLM(nn.Module):
         return Output(self.lm.head(hidden), following, read.after, read.loss)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropy over the supervised tokens, and their number; the fusion's loss counts per token."""
+        """Sum of the cross entropy over the supervised tokens, and their number.
+
+        What is to be learned beside the answers comes to its own value once the sum is divided, whatever it is that
+        `batch.targets` divides it by: its share of a step does not depend on how many tokens answers have.
+        """
         at = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1))
         output = self(batch, at=at)
         count = torch.as_tensor(output.labels.numel(), device=at.device)
         total = F.cross_entropy(output.logits.float(), output.labels, reduction="sum")
-        return total + count * output.loss, count
+        return total + (count if batch.targets is None else batch.targets) * output.loss, count

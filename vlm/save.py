@@ -23,6 +23,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.directory import whole
@@ -64,10 +65,17 @@ def save(
     return path
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None) -> VLM:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    aux: bool = False,
+) -> VLM:
     """The model in a directory, or a shipped one by its name, in evaluation mode.
 
     dtype: of the weights, by default as saved; what is computed and not saved (rotary frequencies) keeps its precision.
+    aux: with the auxiliary losses, which are of no use but in training.
     """
     if isinstance(dtype, str):
         if dtype not in ("float32", "bfloat16", "float16"):
@@ -75,6 +83,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", dtype: str | t
         dtype = getattr(torch, dtype)
     path = resolve(path)
     source = read_config(path)["model"]
+    if not aux:
+        source.pop("aux", None)
     if (path / "tokenizer").is_dir() and isinstance(source.get("lm"), dict):
         source["lm"].setdefault("init_args", {})["tokenizer"] = str(path / "tokenizer")
     model = from_config(source)
@@ -97,6 +107,7 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
     parts: dict[str, Any] = {name: build(source[name], family) for name, family in _FAMILIES.items()}
     parts["reducers"] = [build(spec, TokenReducer) for spec in source.get("reducers") or ()]
     parts["mixers"] = [build(spec, Mixer) for spec in source.get("mixers") or ()]
+    parts["aux"] = [build(spec, AuxLoss) for spec in source.get("aux") or ()]
     for name, family in _OPTIONAL.items():
         if source.get(name) is not None:
             parts[name] = build(source[name], family)
@@ -157,6 +168,7 @@ def describe(model: VLM) -> dict[str, Any]:
         "template": model.template,
         "reducers": [reducer.spec() for reducer in model.reducers],
         **({"mixers": [mixer.spec() for mixer in model.mixers]} if model.mixers else {}),
+        **({"aux": [loss.spec() for loss in model.aux]} if model.aux else {}),
         **{name: part.spec() for name in _OPTIONAL if (part := getattr(model, name)) is not None},
     }
 
@@ -211,6 +223,9 @@ def _fill(model: VLM, path: Path, dtype: torch.dtype | None) -> None:
     wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in aliases}
     unexpected = []
     for name, tensor in _tensors(path):
+        if name.startswith("aux.") and not model.aux:
+            # of losses that were left out
+            continue
         target = wanted.pop(aliases.get(name, name), None)
         if target is None:
             unexpected.append(name)

@@ -18,13 +18,17 @@ from gnomon.vlm.fusion.base import Fusion, Scene
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, Kind, Views, ViewsSpec
 from gnomon.vlm.survey import Survey, survey
+from gnomon.vlm.tally import Tally
 
 
 class Scenery:
     """Sets the fusion up between its neighbours; a ValueError where they do not go together.
 
     stride, encoder: the vision encoder's, and its width. lm: width of the language model.
+    tally: of what the fusion does in training, for whoever wants to know.
     """
+
+    tally: Tally | None = None
 
     def __init__(
         self, geometry: GeometryEncoder, fusion: Fusion, *, image: ImageSpec, stride: int, encoder: int, lm: int
@@ -54,8 +58,12 @@ class Scenery:
             return features
         tokens, told = features.tokens, known.of(members)
         for places, geometry in told:
-            fused = self.fusion(self.parts(features.at(places), geometry, known))
-            tokens = tokens.index_copy(0, places, fused.tokens.to(tokens.dtype))
+            parts = self.parts(features.at(places), geometry, known)
+            fused = self.fusion(parts).tokens
+            # some only add tokens for scenes
+            if self.tally is not None and self.fusion.training and fused is not parts["vision"].tokens:
+                self.tally.told(parts["vision"], fused, self.fusion.opened)
+            tokens = tokens.index_copy(0, places, fused.to(tokens.dtype))
         if not told and touch:
             geometry = known.view(torch.zeros(1, 3, dtype=torch.long, device=tokens.device))
             h, w = (max(1, side // self.cell) for side in self.views.target(self._least, self._least))
@@ -88,6 +96,8 @@ class Scenery:
         made = torch.cat([told.tokens for told in known.told])
         if not batch.views:
             return embeds + 0 * made.sum().to(embeds.dtype)
+        if self.tally is not None and self.fusion.training:
+            self.tally.added(made, embeds, asked)
         order = torch.tensor([i for scenes in known.scenes for i in scenes], device=made.device).argsort()
         return embeds.masked_scatter(slots[..., None], made[order].to(embeds.dtype))
 
@@ -111,17 +121,19 @@ def check_slots(batch: Batch, extra: int) -> Tensor:
     return slots
 
 
+def check_fit(image: ImageSpec, what: str) -> None:
+    """A ValueError where an image does not show all of its view."""
+    if image.fit not in ("resize", "native"):
+        raise ValueError(f"image fit {image.fit!r} with {what}: both must see the same pixels; use resize or native")
+
+
 def dtype_of(module: nn.Module, default: torch.dtype = torch.float32) -> torch.dtype:
     return next((parameter.dtype for parameter in module.parameters()), default)
 
 
 def _check(geometry: GeometryEncoder, fusion: Fusion, image: ImageSpec) -> None:
     told, source = type(fusion).__name__, type(geometry).__name__
-    if image.fit not in ("resize", "native"):
-        raise ValueError(
-            f"image fit {image.fit!r} with a geometry encoder: both encoders must see the same pixels; use resize or "
-            "native"
-        )
+    check_fit(image, "a geometry encoder")
     if lacks := fusion.needs - geometry.heads:
         raise ValueError(
             f"{told} reads {', '.join(sorted(lacks))}, which {source} does not predict; use another geometry encoder, "

@@ -15,6 +15,7 @@ from gnomon.vlm.fusion.base import Told
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
 from gnomon.vlm.layout import Features, Views
 from gnomon.vlm.multiview.align import interp, pool
+from gnomon.vlm.multiview.rays import invert
 
 
 @dataclass
@@ -108,8 +109,10 @@ def survey(
 ) -> Survey:
     """All scenes of a batch, those whose views have one size together.
 
-    layers, frames: what stands side by side in a view's tokens, see Fusion.
+    layers, frames: what stands side by side in a view's tokens, see Fusion. Points come in the first camera's frame.
     """
+    # in which frame an encoder's points are shows when they are there; bringing them into another takes its cameras
+    asked = {*heads, *({"camera"} & encoder.heads if "points" in heads else ())}
     device = next((p.device for p in encoder.parameters()), scenes[0].pixels.device)
     sizes: dict[tuple[int, ...], list[int]] = {}
     for i, scene in enumerate(scenes):
@@ -117,13 +120,46 @@ def survey(
     outputs, tokens, where = [], [], {}
     for number, members in enumerate(sizes.values()):
         given = GeometryInput.stack([scenes[i] for i in members], device)
-        output = encoder.measure(given, layers=layers, heads=heads)
+        output = encoder.measure(given, layers=layers, heads=asked)
+        output.points, output.frame = in_first(output, given, name=type(encoder).__name__), "ref_camera"
         read = torch.cat([output.layers[layer] for layer in layers], -1) if layers else output.tokens
         outputs.append(output)
         tokens.append(together(read, output.valid, frames))
         for row, i in enumerate(members):
             where.update({image: (number, row, view) for view, image in enumerate(scenes[i].image) if image >= 0})
     return Survey(outputs, tokens, list(sizes.values()), where)
+
+
+def in_first(output: GeometryOutput, given: GeometryInput, *, name: str) -> Tensor | None:
+    """(B,S,H,W,3) the output's points in the frame of each scene's first camera; what is unknown, zero, stays zero.
+
+    Predicted cameras fit predicted points, whatever their unit is. Cameras known beforehand fit metric ones alone, and
+    have no place in a world that the encoder made up.
+    """
+    points, cameras = output.points, output.extrinsics
+    own = output.frame == "own_camera"
+    # the first camera's own frame is the first camera's frame
+    if points is None or output.frame == "ref_camera" or (own and not bool(output.valid[:, 1:].any())):
+        return points
+    if cameras is None and own and given.extrinsics is not None and output.scale is not None:
+        unit = output.scale.to(given.extrinsics)[:, None, None, None]
+        cameras = torch.cat([given.extrinsics[..., :3], given.extrinsics[..., 3:] / unit], -1)
+    if cameras is None:
+        where = "in a world of its own in which it places no camera; build it with its camera head"
+        if own and output.scale is None:
+            where = "in each camera's own frame at a scale of its own; use an encoder of metric depth, or one view"
+        elif own:
+            where = "in each camera's own frame and poses are unknown; give extrinsics of every view, or one view"
+        raise ValueError(f"{name} has its points {where}")
+    # places need all their digits
+    with torch.autocast(points.device.type, enabled=False):
+        moves = cameras[:, :1].expand_as(cameras)
+        if own:
+            back = invert(cameras)
+            moves = torch.cat([moves[..., :3] @ back[..., :3], moves[..., :3] @ back[..., 3:] + moves[..., 3:]], -1)
+        moves = moves.to(points.dtype)
+        moved = torch.einsum("bsij,bshwj->bshwi", moves[..., :3], points) + moves[:, :, None, None, :, 3]
+    return torch.where((points != 0).any(-1, keepdim=True), moved, 0)
 
 
 def together(tokens: Tensor, valid: Tensor, frames: int) -> Tensor:

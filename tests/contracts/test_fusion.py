@@ -25,6 +25,7 @@ from gnomon.vlm.fusion.concat import Concat
 from gnomon.vlm.fusion.concat_attention import ConcatAttention
 from gnomon.vlm.fusion.residual_gate import ResidualGate
 from gnomon.vlm.fusion.sve_math import SVEMath
+from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout, Views
@@ -33,6 +34,7 @@ from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.random import Random
 from gnomon.vlm.reduction.visionzip import VisionZip
 from gnomon.vlm.save import load, save
+from gnomon.vlm.tally import Tally
 
 SIZE = 24, 40
 GATED = {"class_path": "gnomon.vlm.fusion.gated.Gated", "init_args": {"merge": 2}}
@@ -380,6 +382,50 @@ def test_openness_is_a_share(cls, build):
     found = model.fusion.openness(model.scenery.parts(features.at(places), known, seen.survey))
     if found is not None:
         assert found.shape == (len(places), 15) and bool(((found >= 0) & (found <= 1)).all())
+
+
+@every
+def test_what_is_tallied_is_what_the_tokens_say(cls, build):
+    """In training, against the plain model's tokens; what changes before the connector does not show in these."""
+    plain, model = build(), opened(build(made(cls))).train()
+    batch = batch_of(model)
+    model.scenery.tally = Tally()
+    told = with_geometry(batch)
+    after, before = images_of(model, batch)[told], images_of(plain, plain_of(batch))[told]
+    found = Tally.shares(model.scenery.tally.take(torch.device("cpu")))
+    if model.fusion.behind and cls.__name__ != "GSTVLA":
+        expected = (after - before).norm(dim=-1).mean() / before.norm(dim=-1).mean()
+        assert found["fusion_ratio"] == pytest.approx(expected.item(), rel=1e-4)
+    assert ("fusion_ratio" in found) == (cls.__name__ != "GSTVLA")
+    assert ("scene_ratio" in found) == bool(model.fusion.extra)
+    assert 0 <= found.get("fusion_open", 0) <= 1 and ("fusion_open" in found) == (model.fusion.opened is not None)
+    model.eval()(batch)
+    assert Tally.shares(model.scenery.tally.take(torch.device("cpu"))) == {}
+
+
+class InTheWorld(Known):
+    """Known, whose points are in the world of the extrinsics."""
+
+    def forward(self, scenes: GeometryInput, *, layers=(), heads=()) -> GeometryOutput:
+        output = super().forward(scenes, layers=layers, heads=heads)
+        if output.points is not None:
+            # the cameras of these scenes are moved and not turned
+            away = scenes.extrinsics[:, :1, None, None, :, 3]
+            known = output.points_confidence[..., None] > 0
+            output.points, output.frame = torch.where(known, output.points - away, 0), "world"
+        return output
+
+
+PLACED = [cls for cls in members() if "points" in made(cls).needs]
+
+
+@pytest.mark.parametrize("cls", PLACED, ids=lambda cls: cls.__name__)
+@torch.no_grad()
+def test_points_of_another_frame_tell_the_same(cls, build):
+    encoders: list[type[GeometryEncoder]] = [Known, InTheWorld]
+    found = [opened(build(made(cls), geometry=encoder(patch=4, octaves=2))) for encoder in encoders]
+    batch = batch_of(found[0])
+    torch.testing.assert_close(*(images_of(model, batch) for model in found), atol=1e-4, rtol=1e-4)
 
 
 def test_layers_that_the_encoder_has_not_are_refused_at_once(build):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gnomon.vlm.decoder import Span, attention_mask
+from gnomon.vlm.decoder import Kept, Span, attention_mask
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import Kind, TokenLayout
 
@@ -131,6 +131,25 @@ def test_training_gradients_have_the_bits_of_hf(name, checkpointing):
     for key, gradient in theirs.items():
         assert torch.equal(ours[key], gradient), key
         assert gradient.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_what_leaves_a_layer_has_the_bits_of_hf(name, checkpointing):
+    lm = make(name, checkpointing=checkpointing).train()
+    tokens, kept = ids(2, 9), Kept([0, 1])
+    hidden = lm(lm.embed(tokens), TokenLayout.text(2, 9), kept=kept)
+    expected = lm.model.model(tokens, output_hidden_states=True, use_cache=False)
+    assert kept.hidden.keys() == kept.layout.keys() == {0, 1}
+    for layer, found in kept.hidden.items():
+        # the first of HF's are the embeddings
+        assert torch.equal(found, expected.hidden_states[layer + 1])
+    assert torch.equal(hidden, expected.last_hidden_state)
+    kept.hidden[0].sum().backward()
+    used = [
+        bool(p.grad is not None and p.grad.any()) for p in (lm.layers[0].mlp.up_proj.weight, *lm.layers[1].parameters())
+    ]
+    assert used[0] and not any(used[1:])
 
 
 def test_checkpointing_runs_each_layer_again_in_the_backward_pass_only_when_training():

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gnomon.vlm.compute.saisa import SAISA
 from gnomon.vlm.decoder import MixerCache
 from gnomon.vlm.hf import CausalLM
-from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.layout import Kind, TokenLayout
 from gnomon.vlm.mixers.agent import Agent
-from gnomon.vlm.mixers.base import Mixer, lessons
+from gnomon.vlm.mixers.base import Mixer, Rows, lessons
 from gnomon.vlm.mixers.deltanet import DeltaNet
 from gnomon.vlm.mixers.gla import GLA
 from gnomon.vlm.mixers.hedgehog import Hedgehog
@@ -93,11 +93,77 @@ def test_a_converted_checkpoint_answers_as_before_while_its_window_holds_all(kin
 def test_attention_transfer_reads_as_the_model_did_before():
     plain, lm = made(), made()
     lm.mix([Hedgehog([0, 2])])
-    with lessons(lm) as errors:
+    with lessons(lm) as given:
         found = read(lm)
     torch.testing.assert_close(found, read(plain), atol=1e-5, rtol=1e-4)
-    assert len(errors) == 2 and all(float(error) > 0 for error in errors)
+    assert sorted(given.errors) == [0, 2] and all(float(error) > 0 for error in given.errors.values())
     assert float((read(lm) - found).abs().max()) > 1e-4
+
+
+def error_of(lm: CausalLM, layer: int) -> torch.Tensor:
+    """By hand: transformers' attention against the mixer's answer to the same input, which the layers below made."""
+    plain = made(initializer_range=0.3)
+    seen = []
+    plain.layers[layer].self_attn.o_proj.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    plain.layers[layer].self_attn.register_forward_pre_hook(
+        lambda _, __, given: seen.append((given["hidden_states"], given["position_embeddings"])), with_kwargs=True
+    )
+    read(plain)
+    (x, tables), truth = seen
+    mixer = lm.layers[layer].self_attn.mixer
+    q, k = mixer.turned(mixer.project("q", x), mixer.project("k", x), tables)
+    found, _ = mixer.mix(q, k, mixer.project("v", x), Rows(TokenLayout.text(1, 12), None), None)
+    return (found.flatten(2) - truth).square().mean()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_lessons_teach_the_maps_of_every_layer_and_nothing_else(checkpointing):
+    lm = made(initializer_range=0.3)
+    lm.mix([Hedgehog([0, 2]), LoLCATs([3], window=2)])
+    maps = {name: p for name, p in lm.named_parameters() if ".learned_" in name}
+    errors = {layer: error_of(lm, layer) for layer in (0, 2, 3)}
+    expected = torch.autograd.grad(7 * sum(errors.values()), list(maps.values()))
+    lm.checkpointing = checkpointing
+    lm.train()
+    with lessons(lm, weight=7.0) as given:
+        read(lm).square().sum().backward()
+    for layer, error in errors.items():
+        torch.testing.assert_close(given.errors[layer], error.detach(), atol=1e-6, rtol=1e-4)
+    for (name, parameter), gradient in zip(maps.items(), expected):
+        assert float(gradient.abs().max()) > 0, name
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3)
+    # the language loss ends where the highest taught layer begins
+    assert lm.model.model.embed_tokens.weight.grad is None
+    assert all(p.grad is None for layer in (0, 1, 2) for p in lm.layers[layer].mlp.parameters())
+
+
+def test_a_sample_has_one_error_whatever_its_row():
+    """Alone, beside padding, or packed with another: errors are means over samples of means over tokens."""
+    lm = made(initializer_range=0.3).requires_grad_(False)
+    lm.mix([Hedgehog([1])])
+    samples = [list(range(3, 15)), [20, 21, 22, 23, 24]]
+
+    def taught(ids: list[list[int]], layout: TokenLayout) -> tuple[torch.Tensor, torch.Tensor]:
+        lm.zero_grad()
+        with lessons(lm) as given:
+            lm(lm.embed(torch.tensor(ids)), layout).sum().backward()
+        return given.errors[1], lm.layers[1].self_attn.mixer.learned_q.weight.grad
+
+    alone = [taught([ids], TokenLayout.text(1, len(ids))) for ids in samples]
+    expected = [sum(values) / 2 for values in zip(*alone)]
+    assert float(alone[0][0]) > 2 * float(alone[1][0]) or float(alone[1][0]) > 1.1 * float(alone[0][0])
+    for side in ("left", "right"):
+        padding = [0] * 7
+        layout = TokenLayout.text(2, 12)
+        where = slice(0, 7) if side == "left" else slice(5, 12)
+        layout.kind[1, where] = Kind.PAD
+        layout.position = (layout.visible.long().cumsum(1) - 1).clamp(min=0)
+        rows = [samples[0], padding + samples[1] if side == "left" else samples[1] + padding]
+        torch.testing.assert_close(list(taught(rows, layout)), expected, atol=1e-6, rtol=1e-4)
+    packed = TokenLayout.text(1, 17)
+    packed.position = torch.tensor([[*range(12), *range(5)]])
+    packed.document = torch.tensor([[0] * 12 + [1] * 5])
+    torch.testing.assert_close(list(taught([samples[0] + samples[1]], packed)), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_each_layer_has_the_mixer_that_is_for_it_and_all_else_stays():

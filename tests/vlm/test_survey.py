@@ -7,9 +7,10 @@ import torch
 
 from gnomon.vlm.fusion.base import Told
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
+from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.layout import Features, Views
 from gnomon.vlm.plan import ReductionPlan
-from gnomon.vlm.survey import per_cell, survey, together
+from gnomon.vlm.survey import in_first, per_cell, survey, together
 
 
 class Mean(GeometryEncoder):
@@ -28,6 +29,37 @@ class Mean(GeometryEncoder):
         if "points" in heads:
             output.points = grey[..., None].expand(*grey.shape, 3)
         return output
+
+
+# turned by a quarter about the vertical axis: what lies ahead of the first camera lies to the right of the second
+TURN = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+
+
+class Elsewhere(Known):
+    """Known, whose points it gives in another frame; it may leave its cameras, or its unit, to itself."""
+
+    def __init__(self, frame: str, *, heads=("points", "camera"), scale: float | None = None) -> None:
+        super().__init__(patch=2)
+        self.heads, self.frame, self.unit = frozenset(heads), frame, scale
+
+    def forward(self, scenes: GeometryInput, *, layers=(), heads=()) -> GeometryOutput:
+        output = super().forward(scenes, layers=layers, heads=heads)
+        output.frame, unit = self.frame, self.unit or 1
+        output.scale = None if self.unit is None else torch.full((len(scenes.valid),), self.unit)
+        # two cells of one point each, seen at (1, 2, 3) by either camera; nothing is known of a corner
+        place = torch.tensor([1.0, 2, 3]) if self.frame == "own_camera" else torch.tensor([4.0, 5, 6])
+        output.points = (place / unit).expand(*scenes.depth.shape, 3).clone()
+        output.points[..., 0, 0, :] = 0
+        return output
+
+
+def turned(*, extrinsics: bool = True) -> Views:
+    """Two views of 2 x 4 pixels: the first moved, the second moved and turned. X_cam = R X_world + t."""
+    pose = torch.stack([torch.eye(3, 4), torch.cat([TURN, torch.tensor([[0.0], [0], [5]])], 1)])
+    pose[0, :, 3] = torch.tensor([10.0, 20, 30])
+    lens = torch.eye(3).expand(2, 3, 3)
+    pixels = torch.zeros(2, 3, 2, 4, dtype=torch.uint8)
+    return Views(pixels, [0, 1], lens, pose if extrinsics else None, torch.ones(2, 2, 4))
 
 
 def views(values: list[int], image: list[int], size: tuple[int, int] = (8, 12)) -> Views:
@@ -123,3 +155,62 @@ def test_points_that_are_none_do_not_count():
     xyz, certain = per_cell(points, torch.ones(1, 2, 4), (1, 2))
     torch.testing.assert_close(xyz[0, 0], torch.full((3,), 2.0))
     assert certain[0].tolist() == [0.75, 0] and not xyz[0, 1].any()
+
+
+def places(encoder: GeometryEncoder, scene: Views) -> list[list[float]]:
+    """The point of each view's first cell."""
+    known = survey(encoder, [scene], heads={"points"}).of([0, 1])[0][1]
+    return known.xyz[:, 0].tolist()
+
+
+def test_points_in_the_world_come_into_the_first_cameras_frame():
+    # (4, 5, 6) + (10, 20, 30), whichever view says so
+    assert places(Elsewhere("world"), turned()) == [[14, 25, 36]] * 2
+    assert places(Elsewhere("ref_camera"), turned()) == [[4, 5, 6]] * 2
+
+
+@pytest.mark.parametrize("encoder", [Elsewhere("own_camera"), Elsewhere("own_camera", heads=["points"], scale=1.0)])
+def test_points_in_each_cameras_frame_come_into_the_first_ones(encoder):
+    """By cameras that are predicted, or, for metric depth, by those that are known."""
+    # R^T ((1, 2, 3) - (0, 0, 5)) is (2, 2, 1) in the world, and (12, 22, 31) to the first camera
+    assert places(encoder, turned()) == [[1, 2, 3], [12, 22, 31]]
+
+
+def test_known_cameras_are_brought_to_the_predictions_unit():
+    found = places(Elsewhere("own_camera", heads=["points"], scale=2.0), turned())
+    assert found == [[0.5, 1, 1.5], [6, 11, 15.5]]
+
+
+def test_frames_are_changed_in_full_precision():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = survey(Elsewhere("world"), [turned()], heads={"points"}).outputs[0]
+    # of which bfloat16 has no 36 + 1/64
+    output.frame, output.points[0, 0, 0, 1] = "world", torch.tensor([0, 0, 6 + 1 / 64])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = in_first(output, GeometryInput.stack([turned()], "cpu"), name="Elsewhere")
+    assert found[0, 0, 0, 1].tolist() == [10, 20, 36 + 1 / 64]
+
+
+def test_what_is_unknown_stays_unknown_in_another_frame():
+    output = survey(Elsewhere("world"), [turned()], heads={"points"}).outputs[0]
+    assert not output.points[0, :, 0, 0].any() and output.points[0, :, 0, 1].all()
+
+
+def test_one_view_needs_no_cameras():
+    scene = turned(extrinsics=True)
+    one = Views(scene.pixels[:1], [0], scene.intrinsics[:1], scene.extrinsics[:1], scene.depth[:1])
+    known = survey(Elsewhere("own_camera", heads=["points"]), [one], heads={"points"}).of([0])[0][1]
+    assert known.xyz[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        (Elsewhere("world", heads=["points"]), "in a world of its own in which it places no camera; build it with"),
+        (Elsewhere("own_camera", heads=["points"]), "in each camera's own frame at a scale of its own; use an encoder"),
+    ],
+)
+def test_what_cannot_be_brought_into_one_frame_is_refused(encoder, said):
+    with pytest.raises(ValueError, match=f"Elsewhere has its points {said}") as error:
+        survey(encoder, [turned()], heads={"points"})
+    assert "\n" not in str(error.value)

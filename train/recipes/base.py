@@ -9,6 +9,7 @@ from lightning import Callback
 
 from gnomon.data.sample import Source
 from gnomon.train.schedule import Kind
+from gnomon.vlm.model import VLM
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Stage:
     data      instead of data.train
     template  instead of the model's own, for this stage only
     callbacks made when the stage begins, so that a recipe is plain data until then
+    check     raises a ValueError for a model that the stage cannot train
     """
 
     name: str
@@ -49,6 +51,7 @@ class Stage:
     template: str | None = None
     optim: Optim = field(default_factory=Optim)
     callbacks: Callable[[], list[Callback]] = list
+    check: Callable[[VLM], None] | None = None
 
 
 class Recipe:

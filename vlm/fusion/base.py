@@ -64,7 +64,7 @@ class Fusion(Bridge):
 
     The model calls it with images that have geometry only; all others keep their tokens bit for bit. Geometry holds
     tokens, grid, `where` (which view of which scene), camera (the view's special tokens, the camera's first) and, where
-    the encoder was asked for points, xyz and confidence per cell.
+    the encoder was asked for points, xyz (in the frame of the scene's first camera) and confidence per cell.
 
     behind  the connector, at the language model's width; else before it, at the vision encoder's
     needs   heads of the geometry encoder that it reads
@@ -74,6 +74,8 @@ class Fusion(Bridge):
     frames  views in a row whose geometry each of them gets, side by side
     extra   tokens that it adds for each scene, behind its images (see `scene`)
     sees    whether `scene` wants the vision encoder's features
+    opened  how much of each token of the last call came from geometry, in 0..1, without a graph: (I,N) or one for all;
+            None: it has no gate to look at
     """
 
     behind: bool = True
@@ -84,6 +86,7 @@ class Fusion(Bridge):
     frames: int = 1
     extra: int = 0
     sees: bool = False
+    opened: Tensor | None = None
 
     def setup(self, widths: dict[str, int], out: int) -> None:
         """widths: of vision (where it acts), geometry (layers and frames counted), encoder and lm; out: vision's."""
@@ -97,8 +100,9 @@ class Fusion(Bridge):
         raise NotImplementedError
 
     def openness(self, parts: dict[str, Features]) -> Tensor | None:
-        """(I,N) in 0..1: how much of each token comes from geometry; None: it has no gate to look at."""
-        return None
+        """(I,N) what has `opened` in a call with these."""
+        tokens = self(parts).tokens
+        return None if self.opened is None else self.opened.expand(tokens.shape[:2])
 
     def spec(self) -> dict[str, Any]:
         spec = super().spec()
@@ -174,18 +178,14 @@ class Gate(nn.Module):
         self.vision, self.geometry = nn.LayerNorm(width), nn.LayerNorm(width)
         self.weigh = nn.Linear(2 * width, width)
 
-    def forward(self, v: Tensor, g: Tensor, keep: Tensor | None = None) -> Tensor:
-        """keep (I,N) bool: whose visual value counts; the gate itself sees all."""
-        v, g, z = self._weighed(v, g)
-        value = v if keep is None else torch.where(keep[..., None], v, 0)
-        return z * value + (1 - z) * g
-
-    def openness(self, v: Tensor, g: Tensor) -> Tensor:
-        return 1 - self._weighed(v, g)[2].mean(-1)
-
-    def _weighed(self, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, v: Tensor, g: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What comes out, and (I,N) how much of it is geometry. keep (I,N) bool: whose visual value counts; the gate
+        itself sees all.
+        """
         v, g = self.vision(v), self.geometry(g)
-        return v, g, self.weigh(torch.cat([v, g], -1)).sigmoid()
+        z = self.weigh(torch.cat([v, g], -1)).sigmoid()
+        value = v if keep is None else torch.where(keep[..., None], v, 0)
+        return z * value + (1 - z) * g, 1 - z.detach().mean(-1)
 
 
 class Attention(nn.Module):

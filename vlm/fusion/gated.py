@@ -20,7 +20,5 @@ class Gated(Aligned):
         self.gate = Gate(out)
 
     def mix(self, v: Tensor, g: Tensor, parts: dict[str, Features]) -> Tensor:
-        return self.gate(v, g)
-
-    def openness(self, parts: dict[str, Features]) -> Tensor:
-        return self.gate.openness(parts["vision"].tokens, self.merger(self.aligned(parts)))
+        mixed, self.opened = self.gate(v, g)
+        return mixed

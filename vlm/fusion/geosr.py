@@ -41,7 +41,8 @@ class GeoSR(Aligned):
     def mix(self, v: Tensor, g: Tensor, parts: dict[str, Features]) -> Tensor:
         if self.training:
             v = torch.where(self.kept(parts)[..., None], v, 0)
-        return self.gate(v, g)
+        mixed, self.opened = self.gate(v, g)
+        return mixed
 
     def kept(self, parts: dict[str, Features]) -> Tensor:
         """(I,N) bool: a new draw of the visual tokens that stay."""
@@ -52,6 +53,3 @@ class GeoSR(Aligned):
         # the luckiest token of a sample stays in any case
         best = luck.new_zeros(samples).scatter_reduce(0, owner, luck.amax(1), "amax")
         return (luck >= self.gamma) | (luck == best[owner, None]) | ~masked[owner, None]
-
-    def openness(self, parts: dict[str, Features]) -> Tensor:
-        return self.gate.openness(parts["vision"].tokens, self.merger(self.aligned(parts)))

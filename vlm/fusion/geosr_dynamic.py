@@ -99,10 +99,8 @@ class GeoSRDynamic(Fusion):
 
     def forward(self, parts: dict[str, Features]) -> Features:
         vision = parts["vision"]
-        return replace(vision, tokens=self.gate(vision.tokens, self._beside(parts), self.kept(parts)))
-
-    def openness(self, parts: dict[str, Features]) -> Tensor:
-        return self.gate.openness(parts["vision"].tokens, self._beside(parts))
+        mixed, self.opened = self.gate(vision.tokens, self._beside(parts), self.kept(parts))
+        return replace(vision, tokens=mixed)
 
     def _beside(self, parts: dict[str, Features]) -> Tensor:
         vision, scene = parts["vision"], parts["scene"]

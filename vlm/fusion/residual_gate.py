@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gnomon.vlm.fusion.base import Fusion, Scene, Told
 from gnomon.vlm.layout import Features
@@ -34,13 +34,9 @@ class ResidualGate(Fusion):
 
     def forward(self, parts: dict[str, Features]) -> Features:
         vision = parts["vision"]
-        fused = self.fusion(parts).tokens
-        return replace(vision, tokens=vision.tokens + self.gate.tanh() * (fused - vision.tokens))
+        fused, share = self.fusion(parts).tokens, self.gate.tanh()
+        self.opened = share.detach().abs().mean() * (1 if self.fusion.opened is None else self.fusion.opened)
+        return replace(vision, tokens=vision.tokens + share * (fused - vision.tokens))
 
     def scene(self, scene: Scene) -> Told:
         return self.fusion.scene(scene)
-
-    def openness(self, parts: dict[str, Features]) -> Tensor:
-        opened = self.gate.tanh().abs().mean()
-        inside = self.fusion.openness(parts)
-        return opened.expand(parts["vision"].tokens.shape[:2]) if inside is None else opened * inside

@@ -22,8 +22,6 @@ class Weighted(Aligned):
         self.vision, self.geometry = (nn.Parameter(torch.full((1,), 0.5)) for _ in range(2))
 
     def mix(self, v: Tensor, g: Tensor, parts: dict[str, Features]) -> Tensor:
-        return (self.vision * v + self.geometry * g) / (self.vision + self.geometry)
-
-    def openness(self, parts: dict[str, Features]) -> Tensor:
-        share = (self.geometry / (self.vision + self.geometry)).clamp(0, 1)
-        return share.expand(parts["vision"].tokens.shape[:2])
+        whole = self.vision + self.geometry
+        self.opened = (self.geometry / whole).detach().clamp(0, 1)
+        return (self.vision * v + self.geometry * g) / whole

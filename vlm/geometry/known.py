@@ -48,6 +48,7 @@ class Known(GeometryEncoder):
         tokens = torch.cat([angles.sin().flatten(-2) * known, angles.cos().flatten(-2) * known, share], -1)
         tokens = tokens.unflatten(0, scenes.valid.shape) * scenes.valid[..., None, None]
         output = GeometryOutput(tokens, grid, scenes.valid, layers=dict.fromkeys(layers, tokens))
+        output.scale = torch.ones(len(tokens), device=tokens.device)
         if "depth" in heads:
             output.depth, output.depth_confidence = scenes.depth, there.to(points.dtype)
         if "points" in heads:

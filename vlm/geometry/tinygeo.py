@@ -1,16 +1,18 @@
 """TinyGeo: VGGT's structure small enough to train on a CPU.
 
 Origin:  this project; the structure is that of VGGT, arXiv:2503.11651
-Rule:    patches by one convolution, a camera token and 4 registers per view; blocks attend within a view and across
-         views in turns (2-D RoPE, normed queries and keys); tokens = what the last frame and global block put out,
-         side by side. Depth = exp, points = sign(y) (e^|y| - 1), confidence = 1 + exp; camera in one round of an MLP
+Rule:    patches by one convolution, sines of row and column added, a camera token and 4 registers per view; blocks
+         attend within a view and across views in turns (2-D RoPE, normed queries and keys); tokens = what the last
+         frame and global block put out, side by side. Depth = exp, points = sign(y) (e^|y| - 1), confidence = 1 + exp;
+         camera in one round of an MLP
 Where:   the geometry encoder
-Differs: from VGGT: no DINOv2 before the blocks, LayerScale begins at 0.1, dense heads are one linear map to pixels and
-         two convolutions, and the camera begins at the identity
+Differs: from VGGT: sines in place of DINOv2 and its learned positions, LayerScale begins at 0.1, dense heads are one
+         linear map to pixels and two convolutions, and the camera begins at the identity
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -49,7 +51,7 @@ class TinyGeo(AlternatingEncoder):
             raise ValueError(f"TinyGeo comes in sizes {', '.join(_SIZES)}, not {size!r}; choose one of them")
         width, attention_heads, depth = _SIZES[size]
         super().__init__(
-            Aggregator(PatchEmbed(width, _PATCH), width=width, depth=depth, heads=attention_heads, scale=0.1),
+            Aggregator(_PlacedPatches(width, _PATCH), width=width, depth=depth, heads=attention_heads, scale=0.1),
             patch=_PATCH,
             taps=(depth - 1,),
             heads=heads,
@@ -61,6 +63,19 @@ class TinyGeo(AlternatingEncoder):
         if weights is not None:
             self.fill(weights)
         self.freeze(frozen)
+
+
+class _PlacedPatches(PatchEmbed):
+    """RoPE tells how far apart two tokens are, and what is read from a token elsewhere must tell where that is."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.proj(pixels)
+        # from half a period across the picture to eight
+        waves = math.pi * torch.logspace(0, 4, patches.shape[1] // 4, base=2, device=patches.device)
+        rows, columns = ((torch.arange(count, device=waves.device) + 0.5) / count for count in patches.shape[2:])
+        rows, columns = torch.outer(rows, waves)[:, None], torch.outer(columns, waves)[None]
+        place = torch.cat(torch.broadcast_tensors(rows.sin(), rows.cos(), columns.sin(), columns.cos()), -1)
+        return patches.flatten(2).mT + place.flatten(0, 1).to(patches.dtype)
 
 
 class _PixelHead(nn.Module):

@@ -22,6 +22,7 @@ from gnomon.kernels.mask import CAUSAL, Mask
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.softmax.exact import exact
 from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.lessons import Lessons, sample_mean
 from gnomon.vlm.part import Part
 from gnomon.vlm.placement import Layers, chosen
 
@@ -90,10 +91,14 @@ class Mixer(Part, nn.Module):
         """(B,T,C) to (B,T,C). memory: None, nothing is to be remembered; {}: nothing was seen before."""
         raise NotImplementedError
 
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """One of the attention's maps."""
+        return getattr(self, f"{name}_proj")(x)
+
     def project(self, name: str, x: Tensor) -> Tensor:
         """(B,T,C) to queries, keys or values (B,T,h,D), with the norm that the attention had for them."""
         norm = getattr(self, f"{name}_norm", None)
-        x = getattr(self, f"{name}_proj")(x)
+        x = self.linear(name, x)
         # some norms are over all heads at once
         over_all = norm is not None and norm.weight.shape[0] != self.head_dim
         x = (norm(x) if over_all else x).unflatten(-1, (-1, self.head_dim))
@@ -114,7 +119,7 @@ class Rows:
     """
 
     def __init__(self, layout: TokenLayout, memory: Memory | None) -> None:
-        visible, document = layout.visible, layout.document
+        self.visible, self.document = visible, document = layout.visible, layout.document
         whole = bool(visible.all())
         if not whole and memory is None and document is None:
             # padding behind a row changes nothing before it, and nobody will go on from it
@@ -124,7 +129,7 @@ class Rows:
         self.mask: Mask = CAUSAL
         if not (whole and one):
             self.segment = torch.where(visible, 0 if document is None else document, -1)
-            p = torch.arange(visible.shape[1], device=visible.device)[None]
+            p = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
             self.mask = CAUSAL.on(Tokens({"p": p, "segment": self.segment}))
 
     def ends(self, state: Tensor) -> Tensor:
@@ -227,11 +232,32 @@ def low_rank(width: int, rank: int, out: int, *, bias: bool) -> nn.Sequential:
 class Mimic(Mixer):
     """A mixer that learns to answer as the softmax attention does whose place it has: `mix` answers.
 
-    lessons: while it is a list, the layer answers by softmax, and the mean squared error of `mix` is added to it.
+    What it learns for that are parameters named learned_*. rank: of changes low_* to W_q, W_k, W_v and W_o, which begin
+    at zero and count twice, to be trained on the task afterwards; 0: none.
+    lessons: while there are some, the layer answers by softmax, and the error of `mix` counts in the backward pass.
     """
 
     rotary = True
-    lessons: list[Tensor] | None = None
+    lessons: Lessons | None = None
+
+    def __init__(self, layers: Layers = "all", *, rank: int = 0) -> None:
+        super().__init__(layers)
+        if rank < 0:
+            raise ValueError(f"{type(self).__name__}: rank {rank} is negative; use 0 for none, or such as 8")
+        self.rank = rank
+
+    def setup(self, attention: Attention) -> None:
+        super().setup(attention)
+        self.layer = attention.layer
+        for name in self.takes if self.rank else "":
+            out, width = getattr(self, f"{name}_proj").weight.shape
+            low = low_rank(width, self.rank, out, bias=False)
+            nn.init.zeros_(low[1].weight)
+            self.add_module(f"low_{name}", low)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        y = super().linear(name, x)
+        return y + 2 * getattr(self, f"low_{name}")(x) if self.rank else y
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         """q (B,T,H,D), k and v (B,T,K,D) to (B,T,H,D)."""
@@ -242,33 +268,35 @@ class Mimic(Mixer):
     ) -> tuple[Tensor, Memory | None]:
         rows = Rows(layout, memory)
         if self.lessons is not None:
-            return self._learn(x, layout, rows, tables), memory
+            return self._learn(self.lessons, x, rows, tables), memory
         q, k, v = (self.project(name, x) for name in "qkv")
         o, memory = self.mix(*self.turned(q, k, tables), v, rows, memory)
-        return self.o_proj(o.flatten(2)), memory
+        return self.linear("o", o.flatten(2)), memory
 
-    def _learn(self, x: Tensor, layout: TokenLayout, rows: Rows, tables: Tables | None) -> Tensor:
+    def _learn(self, lessons: Lessons, x: Tensor, rows: Rows, tables: Tables | None) -> Tensor:
         with torch.no_grad():
             q, k, v = (self.project(name, x) for name in "qkv")
             q, k = self.turned(q, k, tables)
             truth, _ = exact(q, k, v, mask=rows.mask, scale=self.scale)
         found, _ = self.mix(q, k, v, rows, None)
-        self.lessons.append(F.mse_loss(found[layout.visible].float(), truth[layout.visible].float()))
-        return self.o_proj(truth.flatten(2))
+        gap = torch.where(rows.visible[..., None, None], found.float() - truth.float(), 0)
+        error = sample_mean(gap.square().mean((2, 3)), rows.visible, rows.document)
+        return lessons.correct(self.layer, self.linear("o", truth.flatten(2)), error)
 
 
 @contextmanager
-def lessons(model: nn.Module) -> Iterator[list[Tensor]]:
-    """While it lasts, the model's converted layers answer by softmax, and their errors come into the list: attention
-    transfer. Train the feature maps alone on it: `with lessons(model) as errors: model.read(batch)`."""
+def lessons(model: nn.Module, *, weight: float = 1.0) -> Iterator[Lessons]:
+    """While it lasts, the model's converted layers answer by softmax, and what they would have answered is corrected:
+    attention transfer. Freeze all but learned_*, then `with lessons(model) as given: model.loss(batch)[0].backward()`.
+    """
     mimics = [module for module in model.modules() if isinstance(module, Mimic)]
     if not mimics:
         raise ValueError("no layer of this model mimics softmax attention; give it mixers such as LoLCATs")
-    errors: list[Tensor] = []
+    given = Lessons(weight)
     for mimic in mimics:
-        mimic.lessons = errors
+        mimic.lessons = given
     try:
-        yield errors
+        yield given
     finally:
         for mimic in mimics:
             mimic.lessons = None

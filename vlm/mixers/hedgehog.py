@@ -17,16 +17,18 @@ from gnomon.vlm.placement import Layers
 
 
 class Hedgehog(Mimic):
-    """joint: features with one softmax over both signs, instead of one each."""
+    """joint: features with one softmax over both signs, instead of one each. rank: see Mimic."""
 
-    def __init__(self, layers: Layers = "3 of 4", *, joint: bool = False) -> None:
-        super().__init__(layers)
+    def __init__(self, layers: Layers = "3 of 4", *, joint: bool = False, rank: int = 0) -> None:
+        super().__init__(layers, rank=rank)
         self.joint = joint
 
     def setup(self, attention: Attention) -> None:
         super().setup(attention)
-        self.q_map, self.k_map = (FeatureMap(self.heads, self.head_dim) for _ in "qk")
+        self.learned_q, self.learned_k = (FeatureMap(self.heads, self.head_dim) for _ in "qk")
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
-        o, state = hedgehog(self.q_map(q), self.k_map(k), v, joint=self.joint, mask=rows.mask, state=memory or None)
+        o, state = hedgehog(
+            self.learned_q(q), self.learned_k(k), v, joint=self.joint, mask=rows.mask, state=memory or None
+        )
         return o, None if memory is None else {"s": rows.ends(state["s"])}

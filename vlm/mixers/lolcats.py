@@ -22,22 +22,26 @@ from gnomon.vlm.placement import Layers
 
 
 class LoLCATs(Mimic):
-    """window: tokens under softmax. factor: logit of the window's weight, at first. affine: the rest has 1 - that."""
+    """window: tokens under softmax. factor: logit of the window's weight, at first. affine: the rest has 1 - that.
+    rank: see Mimic; the paper has 8.
+    """
 
-    def __init__(self, layers: Layers = "all", *, window: int = 64, factor: float = 0.0, affine: bool = False) -> None:
-        super().__init__(layers)
+    def __init__(
+        self, layers: Layers = "all", *, window: int = 64, factor: float = 0.0, affine: bool = False, rank: int = 0
+    ) -> None:
+        super().__init__(layers, rank=rank)
         if window < 1:
             raise ValueError(f"LoLCATs: window {window} holds no token; use 1 or more, or Hedgehog")
         self.window, self.factor, self.affine = window, factor, affine
 
     def setup(self, attention: Attention) -> None:
         super().setup(attention)
-        self.q_map, self.k_map = (FeatureMap(self.heads, self.head_dim, bias=False) for _ in "qk")
-        self.share = nn.Parameter(torch.full((self.heads,), float(self.factor)))
+        self.learned_q, self.learned_k = (FeatureMap(self.heads, self.head_dim, bias=False) for _ in "qk")
+        self.learned_share = nn.Parameter(torch.full((self.heads,), float(self.factor)))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         k, v = (x.repeat_interleave(self.heads // self.key_heads, 2) for x in (k, v))
-        parts = [q, k, v, self.q_map(q), self.k_map(k)]
+        parts = [q, k, v, self.learned_q(q), self.learned_k(k)]
         if memory is None:
             return self._call(parts, rows.mask)[0], None
         o, memory = self._remember(parts, rows, memory)
@@ -48,7 +52,7 @@ class LoLCATs(Mimic):
     def _call(self, parts: list[Tensor], mask: Mask, state: Memory | None = None) -> tuple[Tensor, Memory | None]:
         q, k, v, q_map, k_map = parts
         return lolcats(
-            q, k, v, q_map=q_map, k_map=k_map, factor=self.share, window=self.window, affine=self.affine,
+            q, k, v, q_map=q_map, k_map=k_map, factor=self.learned_share, window=self.window, affine=self.affine,
             scale=self.scale, mask=mask, state=state,
         )  # fmt: skip
 

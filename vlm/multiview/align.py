@@ -48,7 +48,9 @@ def pool(tokens: Tensor, grid: Grid, onto: Grid, weight: Tensor | None = None) -
     rows, columns = (_under(*axis, tokens) for axis in zip(grid, onto))
     weight = tokens.new_ones(tokens.shape[:2]) if weight is None else weight.to(tokens.dtype)
     both = torch.cat([tokens * weight[..., None], weight[..., None]], -1).unflatten(1, grid)
-    sums = torch.einsum("yh,xw,ihwc->iyxc", rows, columns, both).flatten(1, 2)
+    # autocast would round places to half precision
+    with torch.autocast(tokens.device.type, enabled=False):
+        sums = torch.einsum("yh,xw,ihwc->iyxc", rows, columns, both).flatten(1, 2)
     return sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(tokens.dtype).tiny)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gnomon.vlm.layout import TokenLayout
-from gnomon.vlm.mixers.base import lessons
+from gnomon.vlm.mixers.base import Attention, Rows, lessons
 from gnomon.vlm.mixers.hedgehog import Hedgehog
 
 
@@ -38,7 +39,7 @@ def test_the_rule_as_a_matrix(seated, x, tables, joint):
     outputs = []
     for head in range(4):
         sides = []
-        for feature_map, y in ((mixer.q_map, q[:, :, head]), (mixer.k_map, k[:, :, head // 2])):
+        for feature_map, y in ((mixer.learned_q, q[:, :, head]), (mixer.learned_k, k[:, :, head // 2])):
             y = y @ feature_map.weight[head].T + feature_map.bias[head]
             both = (
                 torch.cat([2 * y, -2 * y], -1).softmax(-1)
@@ -52,26 +53,49 @@ def test_the_rule_as_a_matrix(seated, x, tables, joint):
 
 
 def test_it_learns_to_answer_as_softmax_does(seated, x, tables):
-    """Attention transfer: the layer answers by softmax meanwhile, only the maps get gradients, and the error falls."""
-    mixer = seated(Hedgehog(), rotate=turned)
-    q, k, v = (getattr(mixer, f"{n}_proj")(x).view(2, 9, -1, 6).transpose(1, 2) for n in "qkv")
-    q, k = (y.transpose(1, 2) for y in turned(q.transpose(1, 2), k.transpose(1, 2), tables))
-    truth = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    optimizer = torch.optim.Adam([*mixer.q_map.parameters(), *mixer.k_map.parameters()], lr=3e-2)
-    errors = []
+    """Attention transfer: the layer answers by softmax meanwhile, its error counts whatever the loss is, and falls."""
+    mixer = seated(Hedgehog(), rotate=turned).requires_grad_(False)
+    maps = [*mixer.learned_q.requires_grad_(True).parameters(), *mixer.learned_k.requires_grad_(True).parameters()]
+    q, k, v = (getattr(mixer, f"{n}_proj")(x).view(2, 9, -1, 6) for n in "qkv")
+    q, k = turned(q, k, tables)
+    truth = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True, enable_gqa=True)
+    layout, optimizer, errors = TokenLayout.text(2, 9), torch.optim.Adam(maps, lr=3e-2), []
     for _ in range(60):
-        with lessons(mixer) as found:
-            out, _ = mixer(x, TokenLayout.text(2, 9), tables=tables)
+        error = F.mse_loss(mixer.mix(q, k, v, Rows(layout, None), None)[0], truth.transpose(1, 2))
+        expected = torch.autograd.grad(5 * error, maps)
+        with lessons(mixer, weight=5.0) as given:
+            out, _ = mixer(x, layout, tables=tables)
         torch.testing.assert_close(out, mixer.o_proj(truth.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(given.errors[1], error.detach())
         optimizer.zero_grad()
-        found[0].backward()
+        out.square().sum().backward()
+        torch.testing.assert_close([p.grad for p in maps], list(expected), atol=1e-6, rtol=1e-3)
         optimizer.step()
-        errors.append(found[0].item())
+        errors.append(error.item())
     assert errors[-1] < 0.3 * errors[0]
-    assert {name for name, p in mixer.named_parameters() if p.grad is not None} == {
-        "q_map.weight", "q_map.bias", "k_map.weight", "k_map.bias",
-    }  # fmt: skip
     assert mixer.lessons is None
+
+
+@torch.no_grad()
+def test_changes_of_low_rank_begin_at_nothing_and_are_changes_of_the_maps(seated, x, tables):
+    plain, mixer = seated(Hedgehog(), rotate=turned), seated(Hedgehog(rank=2), rotate=turned)
+    mixer.load_state_dict(plain.state_dict(), strict=False)
+    for name in "qkvo":
+        low = getattr(mixer, f"low_{name}")
+        linear = getattr(plain, f"{name}_proj")
+        linear.weight += 2 * low[1].weight @ low[0].weight
+    layout = TokenLayout.text(2, 9)
+    found, expected = mixer(x, layout, tables=tables)[0], plain(x, layout, tables=tables)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    fresh = Hedgehog(rank=2)
+    maps = {f"{name}_proj": getattr(plain, f"{name}_proj") for name in "qkvo"}
+    fresh.setup(Attention(maps, 20, 4, 2, 6, 6**-0.5, 0, 1, rotate=turned))
+    assert all(float(getattr(fresh, f"low_{name}")[1].weight.abs().max()) == 0 for name in "qkvo")
+
+
+def test_a_negative_rank_is_refused():
+    with pytest.raises(ValueError, match="Hedgehog: rank -1 is negative"):
+        Hedgehog(rank=-1)
 
 
 def test_a_model_without_such_layers_has_nothing_to_learn():

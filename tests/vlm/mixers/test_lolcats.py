@@ -21,10 +21,10 @@ def test_the_rule_as_a_matrix(seated, x, affine):
     for head in range(4):
         scores = (q[:, :, head] @ k[:, :, head // 2].mT * 6**-0.5).masked_fill(~near, -torch.inf)
         sides = []
-        for feature_map, y in ((mixer.q_map, q[:, :, head]), (mixer.k_map, k[:, :, head // 2])):
+        for feature_map, y in ((mixer.learned_q, q[:, :, head]), (mixer.learned_k, k[:, :, head // 2])):
             y = y @ feature_map.weight[head].T
             sides.append(torch.cat([y.softmax(-1), (-y).softmax(-1)], -1))
-        share = torch.sigmoid(mixer.share[head])
+        share = torch.sigmoid(mixer.learned_share[head])
         weights = share * torch.exp(scores - scores.amax(-1, keepdim=True))
         weights = weights + (1 - share if affine else 1) * (sides[0] @ sides[1].mT) * far
         outputs.append(weights / weights.sum(-1, keepdim=True) @ v[:, :, head // 2])

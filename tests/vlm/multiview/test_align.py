@@ -85,3 +85,10 @@ def test_nearest_is_torchs():
     tokens = coded(4, 6)
     expected = F.interpolate(tokens.transpose(1, 2).reshape(1, 2, 4, 6), (3, 4)).flatten(2).transpose(1, 2)
     assert torch.equal(nearest(tokens, (4, 6), (3, 4)), expected)
+
+
+def test_pool_keeps_the_digits_of_places_under_autocast():
+    places = 20 * torch.rand(1, 64, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool(places, (8, 8), (4, 4))
+    assert torch.equal(found, pool(places, (8, 8), (4, 4)))
