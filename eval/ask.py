@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from gnomon.data.collate import collate
+from gnomon.data.example import Example
 from gnomon.data.image import load
 from gnomon.data.sample import IMAGE_MARK, Geometry, Sample, Turn
 from gnomon.eval.session import Loaded
@@ -63,18 +64,10 @@ def read_views(folder: Path) -> list[np.ndarray]:
     return [np.asarray(Pillow.fromarray(view).resize((width, height))) for view in views]
 
 
-def ask(
-    loaded: Loaded,
-    question: str,
-    images: Sequence[np.ndarray],
-    *,
-    views: Sequence[np.ndarray] = (),
-    show: Callable[[str], None],
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int | None = None,
-) -> Generation:
-    """Put the question, images first; `show` gets the answer piece by piece.
+def question_of(
+    loaded: Loaded, question: str, images: Sequence[np.ndarray] = (), views: Sequence[np.ndarray] = ()
+) -> Example:
+    """The question as the model reads it, images first.
 
     views: of one scene. A model with a geometry encoder is shown the first one and surveys all of them; any other model
     is shown every one.
@@ -92,7 +85,19 @@ def ask(
         images = [*images, *views]
     text = "".join(f"{IMAGE_MARK}\n" for _ in images) + question
     sample = Sample(id="question", turns=(Turn("user", text),), images=tuple(images), geometry=geometry)
-    example = loaded.processor.example(sample, train=False)
+    return loaded.processor.example(sample, train=False)
+
+
+def ask(
+    loaded: Loaded,
+    example: Example,
+    *,
+    show: Callable[[str], None],
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Generation:
+    """Put the question; `show` gets the answer piece by piece."""
     batch = collate([example], pad_id=loaded.processor.pad_id, side="left").to(loaded.device)
     stops = loaded.processor.stop_ids
     stream = Stream(lambda ids: loaded.processor.tokenizer.decode(ids, skip_special_tokens=True))

@@ -39,14 +39,19 @@ def attention_shares(model: VLM, examples: Iterable[Example], *, pad_id: int = 0
     return torch.stack(visual).cpu(), torch.stack(other).cpu()
 
 
-def inactive(visual: Tensor, other: Tensor, *, share: float) -> tuple[list[list[int]], float]:
-    """The lowest threshold at which at least `share` of all heads are inactive, and these heads of each layer."""
-    _, layers, heads = visual.shape
+def check_share(share: float, *, layers: int) -> None:
+    """A ValueError for a share of heads that cannot be inactive."""
     most = max(0, layers - 2) / layers
     if not 0 < share <= most:
         raise ValueError(
             f"inactive share {share:g} is not in (0, {most:g}]: all heads of the first two layers stay active"
         )
+
+
+def inactive(visual: Tensor, other: Tensor, *, share: float) -> tuple[list[list[int]], float]:
+    """The lowest threshold at which at least `share` of all heads are inactive, and these heads of each layer."""
+    _, layers, heads = visual.shape
+    check_share(share, layers=layers)
     # a head becomes inactive at one of the ratios that were seen
     for threshold in (visual / other.clamp(min=1e-12)).flatten().unique().tolist():
         found = inactive_heads(visual, other, threshold=threshold)

@@ -132,6 +132,13 @@ def ask(argv: list[str]) -> int:
         "--images", type=Path, metavar="DIR", help="a folder with views of one scene, in the order of their names"
     )
     parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="with --images: a page with the views, the depth and the points that are predicted of them, and where the "
+        "fusion's gate opens",
+    )
+    parser.add_argument(
         "--max-new-tokens", type=_positive, default=256, metavar="N", help="longest answer (default: 256)"
     )
     parser.add_argument(
@@ -147,17 +154,24 @@ def ask(argv: list[str]) -> int:
     if not question:
         raise ValueError("the question is empty; write one, or - to read it from the standard input")
 
+    if args.page is not None and args.images is None:
+        raise ValueError("--page shows views of a scene, and there are none; give a folder of them with --images")
+
     from gnomon.eval import ask as work
+    from gnomon.eval.record import check_place
     from gnomon.eval.session import open_model
 
+    if args.page is not None:
+        check_place(args.page, option="--page")
     images = work.read_images(args.image)
     views = () if args.images is None else work.read_views(args.images)
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    if args.page is not None and loaded.model.scenery is None:
+        raise ValueError(f"--page shows what a geometry encoder predicts, and {args.model} has none; leave it out")
+    example = work.question_of(loaded, question, images, views)
     given = work.ask(
         loaded,
-        question,
-        images,
-        views=views,
+        example,
         show=lambda piece: print(piece, end="", flush=True),
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -166,6 +180,13 @@ def ask(argv: list[str]) -> int:
     print()
     if given.finish == "length":
         print(f"gnomon: cut after {len(given.ids)} tokens; --max-new-tokens allows more", file=sys.stderr)
+    if args.page is not None:
+        from gnomon.eval import look, report
+
+        seen = look.look(loaded.model, example, pad_id=loaded.processor.pad_id)
+        said = {"question": question, "model": given.text.strip() or "nothing"}
+        report.scene_page(seen, said, args.page, title=f"{loaded.name}: {args.images.resolve().name}")
+        print(f"wrote {args.page}", file=sys.stderr)
     return 0
 
 
@@ -192,16 +213,21 @@ def calibrate(argv: list[str]) -> int:
 
     from gnomon.eval import calibrate as work
     from gnomon.eval import names
+    from gnomon.eval.record import check_place, write_text
     from gnomon.eval.session import open_model
 
+    for name in args.benchmarks:
+        names.check("benchmark", name, names.known())
+    check_place(args.out)
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    work.check_share(args.share, layers=len(loaded.model.lm.layers))
     size = loaded.model.image.size
     defaults = {} if size is None else {"size": _drawn(size)}
     asked = chain.from_iterable(names.make(name, {}, defaults=defaults).examples() for name in args.benchmarks)
     examples = (loaded.processor.example(sample, train=False) for sample in islice(asked, args.samples))
     found, threshold = work.inactive(*work.attention_shares(loaded.model, examples), share=args.share)
     options = {"class_path": "gnomon.vlm.compute.yopo.YOPO", "init_args": {"inactive": found}}
-    args.out.write_text(yaml.safe_dump({"model": {"compute": options}}, default_flow_style=None))
+    write_text(args.out, yaml.safe_dump({"model": {"compute": options}}, default_flow_style=None))
     count, layers = sum(map(len, found)), len(found)
     heads = loaded.model.lm.model.config.num_attention_heads
     print(f"{count} of {layers * heads} heads are inactive at a threshold of {threshold:.4g}; wrote {args.out}")
@@ -212,14 +238,15 @@ def report(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gnomon report",
         description="One self-contained HTML page from run directories of `gnomon fit` and `gnomon evaluate`: "
-        "loss curves, scores with intervals, and diagrams with what the model answered.",
+        "loss curves, scores with intervals, pictures with what the model answered, and what its geometry encoder and "
+        "fusion make of scenes.",
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN_DIR", help="run directories, or folders that hold some"
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     parser.add_argument(
-        "--examples", type=_count, default=20, metavar="N", help="diagrams to show per evaluation (default: 20)"
+        "--examples", type=_count, default=20, metavar="N", help="items to show per evaluation (default: 20)"
     )
     args = parser.parse_args(argv)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gnomon.eval import exchange, runner
+from gnomon.eval import exchange, look, runner
 from gnomon.eval.benchmark import Benchmark, Row, Scored
 from gnomon.eval.compare import Compared, compared
 from gnomon.eval.cost import Cost, peak_memory, summarise
@@ -114,6 +114,7 @@ def evaluate(
         base = found[0].scored
         result.compared.extend(compared(name, list(j.records.values()), r.scored, base) for name, j, r in rows)
     write_json(journal.folder / SUMMARY, result.as_dict())
+    look.keep(loaded, benchmarks, journal, result.scored)
     return result
 
 

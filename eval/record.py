@@ -6,10 +6,12 @@ A run directory holds
     items.jsonl     one line per answered item, appended and synced; the model's raw text, its tokens and its time
     scores.jsonl    one line per item, made from items.jsonl at any time; equal texts give equal bytes
     summary.json    the table
+    geometry/       what a model with a geometry encoder saw of the first scenes; see sight.py
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HEADER, ITEMS, SCORES, SUMMARY = "header.json", "items.jsonl", "scores.jsonl", "summary.json"
+GEOMETRY = "geometry"
 
 
 class Key(NamedTuple):
@@ -80,10 +83,12 @@ class Journal:
         """Start a directory or continue it; another model or setting in it is refused."""
         # through JSON and back, so that a tuple compares equal to the list it is stored as
         identity = json.loads(json.dumps(identity))
-        folder.mkdir(parents=True, exist_ok=True)
+        check_place(folder / HEADER)
         if fresh:
             for name in (HEADER, ITEMS, SCORES, SUMMARY):
                 (folder / name).unlink(missing_ok=True)
+            for path in (folder / GEOMETRY).glob("*.npz"):
+                path.unlink()
         if (folder / ITEMS).exists() and not (folder / HEADER).exists():
             raise ValueError(
                 f"{folder} holds answers of unknown origin ({HEADER} is gone); choose another --out, or --fresh"
@@ -154,6 +159,19 @@ def read_items(folder: Path) -> list[Record]:
     return records
 
 
+def check_place(path: Path, *, option: str = "--out") -> None:
+    """A ValueError, before any work, where this file cannot be written; its folder is made."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = _draft(path)
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another {option}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -163,10 +181,18 @@ def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Whole or not at all: a kill never leaves half a file."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
+    draft = _draft(path)
+    draft.write_bytes(content)
     draft.replace(path)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterable[str]:

@@ -7,13 +7,15 @@ from html import escape
 from pathlib import Path
 
 from gnomon.eval.evaluate import REDUCED
-from gnomon.eval.page import comparison, curves, evaluation, training
+from gnomon.eval.page import comparison, curves, evaluation, geometry, training
 from gnomon.eval.page.style import CSS, MARK
-from gnomon.eval.record import HEADER, write_text
+from gnomon.eval.record import HEADER, check_place, write_text
+from gnomon.eval.sight import Sight
 
 
 def page(run_dirs: Sequence[Path], out: Path, *, examples: int = 20) -> None:
     """Write the page. A run directory holds training metrics, an evaluation, or folders with evaluations."""
+    check_place(out)
     trained: list[str] = []
     evaluated: dict[Path, evaluation.Evaluation] = {}
     for folder in run_dirs:
@@ -33,10 +35,15 @@ def page(run_dirs: Sequence[Path], out: Path, *, examples: int = 20) -> None:
             continue
         variants = [other for place, other in evaluated.items() if place.parent == folder / REDUCED]
         sections.append(evaluation.section(found, examples))
+        sections.append(geometry.section(found, examples))
         sections.append(comparison.section(found, variants, min(examples, 6)))
     names = [found.model for found in evaluated.values()] or [folder.resolve().name for folder in run_dirs]
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, _document(", ".join(dict.fromkeys(names)), sections))
+
+
+def scene_page(seen: Sight, said: dict[str, str], out: Path, *, title: str) -> None:
+    """Write a page of one scene; said: what was asked about it, and answered."""
+    write_text(out, _document(title, [geometry.panel(seen, "one scene", said)]))
 
 
 def _document(title: str, sections: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from gnomon.eval.benchmark import Benchmark, Scored
 from gnomon.eval.page.blocks import note
 from gnomon.eval.record import Record
 from gnomon.eval.runner import picture
+from gnomon.eval.shown import choose
 
 LONGEST = 400
 """Characters of an answer that are shown."""
@@ -28,24 +29,7 @@ def cards(scored: Sequence[Scored], records: Sequence[Record], benchmarks: dict[
     right = sum(one.score.value == 1 for one in chosen)
     shown = "".join(_card(one, raw[one.item.task, one.item.id], benchmarks) for one in chosen)
     text = f"Spread evenly over tasks and levels, not picked by score: {right} of these are right."
-    return f'<h3>{len(chosen)} diagrams</h3>{note(text)}<div class="grid-cards">{shown}</div>'
-
-
-def choose(scored: Sequence[Scored], count: int) -> list[Scored]:
-    """Items in turn from each task, and within a task from each level; the choice does not look at the scores."""
-    tasks: dict[str, dict[int, list[Scored]]] = {}
-    for one in scored:
-        tasks.setdefault(one.item.task, {}).setdefault(one.item.level, []).append(one)
-    chosen: list[Scored] = []
-    turn = 0
-    while len(chosen) < min(count, len(scored)):
-        for number, levels in enumerate(tasks.values()):
-            left = [levels[level] for level in sorted(levels) if levels[level]]
-            if left and len(chosen) < count:
-                # another level for each task, so that the first round already shows all of them
-                chosen.append(left[(turn + number) % len(left)].pop(0))
-        turn += 1
-    return chosen
+    return f'<h3>{len(chosen)} items</h3>{note(text)}<div class="grid-cards">{shown}</div>'
 
 
 def _card(one: Scored, record: Record, benchmarks: dict[str, Benchmark]) -> str:

@@ -14,10 +14,10 @@ from gnomon.data.image import load
 from gnomon.eval import compare
 from gnomon.eval.compare import Compared
 from gnomon.eval.page import blocks, svg
-from gnomon.eval.page.cards import choose
 from gnomon.eval.page.evaluation import Evaluation
 from gnomon.eval.record import Record
 from gnomon.eval.runner import kept_cells, picture
+from gnomon.eval.shown import choose
 
 SHADE = 0.22
 """How much of a cell's contrast is left where its token was dropped."""

@@ -122,7 +122,29 @@ details > * + * { margin-top: 14px; }
 .kept figure { margin: 0; width: 150px; font-size: .78rem; color: var(--soft); }
 .kept img { width: 150px; border: 1px solid var(--line); border-radius: 8px; }
 .kept figcaption { overflow-wrap: anywhere; line-height: 1.45; }
+h4 { font-size: .92rem; margin: 20px 0 4px; }
+.scene { display: flex; flex-direction: column; gap: 4px; }
+.scene dd { white-space: pre-line; }
+.scene .figures { margin: 14px 0 6px; }
+.scene .figure b { font-size: 1.1rem; overflow-wrap: anywhere; }
+table.views { width: auto; }
+.views th, .views td { border: 0; text-align: center; padding: 3px 4px; }
+.views tbody th { text-align: left; padding-right: 10px; }
+.views img { display: block; width: 168px; border-radius: 6px; background: var(--chip); }
+.scale { max-width: 520px; margin-top: 12px; }
+.scale + .note { margin-top: 2px; }
+.ramp { height: 12px; border-radius: 6px; print-color-adjust: exact; }
+.marks { position: relative; height: 1.3em; font-size: .78rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+.marks span { position: absolute; transform: translateX(-50%); }
+.clouds { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
+.clouds figure, .gates figure { margin: 0; font-size: .8rem; color: var(--soft); }
+.gates { display: flex; flex-wrap: wrap; gap: 18px; align-items: flex-start; }
+.gates img { display: block; width: 224px; border-radius: 6px; image-rendering: pixelated; }
+.gates > div { flex: 1; min-width: 240px; }
+svg .space { fill: var(--chip); }
+svg .camera { fill: none; stroke: var(--accent); stroke-width: 1.6; stroke-linejoin: round; }
 footer { color: var(--faint); font-size: .85rem; margin-top: 56px; }
+@media (max-width: 640px) { .clouds { grid-template-columns: 1fr; } .card { padding: 14px 12px; } }
 @media print { .card, .item, .figure { box-shadow: none; break-inside: avoid; } }
 """
 

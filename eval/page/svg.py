@@ -62,17 +62,17 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, height: i
     parts = []
     for value in _log_ticks(y_low, y_high) if log else ticks(y_low, y_high):
         y = py(value)
-        parts.append(_line("grid", left, y, right, y))
-        parts.append(_text("tick", left - 9, y + 4, _number(value), anchor="end"))
-    parts += [_text("tick", px(value), base + 20, _number(value)) for value in ticks(x_low, x_high, about=8)]
-    parts.append(_line("axis", left, base, right, base))
-    parts.append(_text("label", (left + right) / 2, height - 6, x_label))
-    parts.append(f'<g transform="translate(14 {(top + base) / 2}) rotate(-90)">{_text("label", 0, 0, y_label)}</g>')
+        parts.append(line("grid", left, y, right, y))
+        parts.append(text("tick", left - 9, y + 4, number(value), anchor="end"))
+    parts += [text("tick", px(value), base + 20, number(value)) for value in ticks(x_low, x_high, about=8)]
+    parts.append(line("axis", left, base, right, base))
+    parts.append(text("label", (left + right) / 2, height - 6, x_label))
+    parts.append(f'<g transform="translate(14 {(top + base) / 2}) rotate(-90)">{text("label", 0, 0, y_label)}</g>')
     for curve in sorted(curves, key=lambda c: not c.faint):
         points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(curve.x, curve.y))
         style = "curve faint" if curve.faint else "curve"
         parts.append(f'<polyline class="{style}" points="{points}"><title>{escape(curve.name)}</title></polyline>')
-    return _svg(height, parts, f"{y_label} over {x_label}")
+    return drawing(height, parts, f"{y_label} over {x_label}")
 
 
 def interval_chart(bars: Sequence[Bar]) -> str:
@@ -86,24 +86,24 @@ def interval_chart(bars: Sequence[Bar]) -> str:
 
     parts = []
     for percent in range(0, 101, 20):
-        parts.append(_line("grid", px(percent / 100), top - 6, px(percent / 100), height - 8))
-        parts.append(_text("tick", px(percent / 100), top - 12, f"{percent}%"))
+        parts.append(line("grid", px(percent / 100), top - 6, px(percent / 100), height - 8))
+        parts.append(text("tick", px(percent / 100), top - 12, f"{percent}%"))
     for index, bar in enumerate(bars):
         y = top + row * (index + 0.5) + gap * groups[index]
         tip = f"{bar.name}: {bar.value:.1%} [{bar.low:.1%}, {bar.high:.1%}], majority {bar.majority:.1%}"
         tip += f", chance {bar.chance:.1%}" if bar.chance is not None else ""
         marks = [
             _rect("hover", 0, y - row / 2, WIDTH, row),
-            _text("name", left - 14, y + 4.5, bar.name, anchor="end"),
+            text("name", left - 14, y + 4.5, bar.name, anchor="end"),
             _rect("span", px(bar.low), y - 4, max(1.0, px(bar.high) - px(bar.low)), 8),
             "" if bar.chance is None else _circle("chance", px(bar.chance), y, 4.5),
-            _line("majority", px(bar.majority), y - 8, px(bar.majority), y + 8),
+            line("majority", px(bar.majority), y - 8, px(bar.majority), y + 8),
             _circle("dot", px(bar.value), y, 5),
-            _text("value", WIDTH - 4, y + 4.5, f"{100 * bar.value:.1f}", anchor="end"),
+            text("value", WIDTH - 4, y + 4.5, f"{100 * bar.value:.1f}", anchor="end"),
         ]
         style = "bar strong" if bar.strong else "bar"
         parts.append(f'<g class="{style}"><title>{escape(tip)}</title>{"".join(marks)}</g>')
-    return _svg(height, parts, "Scores with 95 % intervals, majority baselines and chance")
+    return drawing(height, parts, "Scores with 95 % intervals, majority baselines and chance")
 
 
 def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, height: int = 380) -> str:
@@ -122,18 +122,18 @@ def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, height
 
     parts = []
     for value in ticks(y_low, y_high):
-        parts.append(_line("grid", left, py(value), right, py(value)))
-        parts.append(_text("tick", left - 9, py(value) + 4, f"{100 * value:g}%", anchor="end"))
-    parts += [_text("tick", px(value), base + 20, _number(value)) for value in ticks(0.0, x_high, about=8)]
-    parts.append(_line("axis", left, base, right, base))
-    parts.append(_text("label", (left + right) / 2, height - 6, x_label))
-    parts.append(f'<g transform="translate(14 {(top + base) / 2}) rotate(-90)">{_text("label", 0, 0, y_label)}</g>')
+        parts.append(line("grid", left, py(value), right, py(value)))
+        parts.append(text("tick", left - 9, py(value) + 4, f"{100 * value:g}%", anchor="end"))
+    parts += [text("tick", px(value), base + 20, number(value)) for value in ticks(0.0, x_high, about=8)]
+    parts.append(line("axis", left, base, right, base))
+    parts.append(text("label", (left + right) / 2, height - 6, x_label))
+    parts.append(f'<g transform="translate(14 {(top + base) / 2}) rotate(-90)">{text("label", 0, 0, y_label)}</g>')
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.x, -p.y)):
         if not front or point.y > front[-1].y:
             front.append(point)
-    line = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in front)
-    parts.append(f'<polyline class="curve faint" points="{line}"/>')
+    joined = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in front)
+    parts.append(f'<polyline class="curve faint" points="{joined}"/>')
     taken: list[float] = []
     for point in sorted(points, key=lambda p: -p.y):
         # labels of neighbouring points are moved apart
@@ -144,10 +144,10 @@ def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, height
         style = "strong" if point.first else "bar"
         tip = f"{point.name}: {point.y:.1%} at {point.x:.2f}"
         dot = _circle("dot", px(point.x), py(point.y), 6 if point.first else 5)
-        lead = _line("grid", px(point.x) + 7, py(point.y), px(point.x) + 12, y)
-        label = _text("name", px(point.x) + 14, y + 4.5, point.name, anchor="start")
+        lead = line("grid", px(point.x) + 7, py(point.y), px(point.x) + 12, y)
+        label = text("name", px(point.x) + 14, y + 4.5, point.name, anchor="start")
         parts.append(f'<g class="{style}"><title>{escape(tip)}</title>{lead}{dot}{label}</g>')
-    return _svg(height, parts, f"{y_label} over {x_label}")
+    return drawing(height, parts, f"{y_label} over {x_label}")
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
@@ -170,7 +170,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [f * 10.0**p for p in powers for f in factors if low <= math.log10(f * 10.0**p) <= high]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"
     if abs(value) >= 1e4:
@@ -181,15 +181,16 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def _svg(height: int, parts: Sequence[str], title: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+def drawing(height: int, parts: Sequence[str], title: str, *, width: int = WIDTH) -> str:
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
+def line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _text(style: str, x: float, y: float, text: str, *, anchor: str = "middle") -> str:
+def text(style: str, x: float, y: float, text: str, *, anchor: str = "middle") -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 

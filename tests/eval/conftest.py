@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from gnomon.data import tokenizer
+from gnomon.eval.session import Loaded, open_model
 from gnomon.vlm.connectors.mlp import MLP
 from gnomon.vlm.encoders.timm import Timm
+from gnomon.vlm.fusion.base import Fusion
+from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.model import VLM
 from gnomon.vlm.save import save
@@ -60,3 +64,18 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         template="demo",
     )
     return save(model.eval(), folder / "tiny")
+
+
+@pytest.fixture(scope="session")
+def surveying(model_dir: Path) -> Callable[[GeometryEncoder, Fusion], Loaded]:
+    """Makes the tiny model with a geometry encoder and a fusion, as it is opened from a directory."""
+    plain = open_model(str(model_dir), device="cpu")
+
+    def make(geometry: GeometryEncoder, fusion: Fusion) -> Loaded:
+        torch.manual_seed(0)
+        parts = plain.model.encoder, plain.model.connector, plain.model.lm
+        options = {"image_size": (SIZE, SIZE), "template": "demo", "geometry": geometry, "fusion": fusion}
+        model = VLM(*parts, **options).eval()
+        return replace(plain, model=model, processor=replace(plain.processor, views=model.views))
+
+    return make

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gnomon.eval.ask import Stream, ask, read_images, read_views
+from gnomon.eval.ask import Stream, ask, question_of, read_images, read_views
 from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.geometry.tinygeo import TinyGeo
@@ -28,17 +29,18 @@ def picture(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_streams_the_answer(loaded, picture, count):
     pieces = []
-    given = ask(loaded, "What is it?", read_images([picture] * count), show=pieces.append, max_new_tokens=20)
+    example = question_of(loaded, "What is it?", read_images([picture] * count))
+    given = ask(loaded, example, show=pieces.append, max_new_tokens=20)
     assert "".join(pieces) == given.text and len(given.ids) <= 20
     # 36 tokens an image: it was really looked at
     assert given.prompt_tokens // 49 == count
 
 
 def test_sampling_is_seeded(loaded, picture):
-    images = read_images([picture])
+    example = question_of(loaded, "What is it?", read_images([picture]))
 
     def say(**options):
-        return ask(loaded, "What is it?", images, show=lambda piece: None, max_new_tokens=12, **options).text
+        return ask(loaded, example, show=lambda piece: None, max_new_tokens=12, **options).text
 
     assert say(temperature=1.5, seed=1) == say(temperature=1.5, seed=1) != say(temperature=1.5, seed=2)
     assert say() == say()
@@ -67,7 +69,7 @@ def test_bad_images_are_named(tmp_path):
 
 def test_an_image_mark_in_the_question_is_refused(loaded):
     with pytest.raises(ValueError, match="<image>"):
-        ask(loaded, "What is <image>?", [], show=lambda piece: None)
+        question_of(loaded, "What is <image>?")
 
 
 def test_views_of_a_scene_reach_the_geometry_encoder(loaded, tmp_path):
@@ -75,23 +77,39 @@ def test_views_of_a_scene_reach_the_geometry_encoder(loaded, tmp_path):
     for k in range(3):
         Image.effect_noise((80, 60), 90 + k).convert("RGB").save(tmp_path / f"{k}.png")
     views = read_views(tmp_path)
-    plain = ask(loaded, "What is it?", [], views=views, show=lambda piece: None, max_new_tokens=3)
+    asked = {"show": lambda piece: None, "max_new_tokens": 3}
+    plain = ask(loaded, question_of(loaded, "What is it?", views=views), **asked)
     assert plain.prompt_tokens // 49 == 3
     torch.manual_seed(0)
     geometry, fusion = TinyGeo(heads=()), Add(align="pool")
     model = VLM(loaded.model.encoder, loaded.model.connector, loaded.model.lm, image_size=(112, 112), template="demo",
                 geometry=geometry, fusion=fusion).eval()  # fmt: skip
     surveyed = replace(loaded, model=model, processor=replace(loaded.processor, views=model.views))
-    given = ask(surveyed, "What is it?", [], views=views, show=lambda piece: None, max_new_tokens=3)
+    given = ask(surveyed, question_of(surveyed, "What is it?", views=views), **asked)
     assert given.prompt_tokens // 49 == 1
     with pytest.raises(ValueError, match="give one or the other"):
-        ask(surveyed, "What is it?", views, views=views, show=lambda piece: None)
+        question_of(surveyed, "What is it?", views, views)
+
+
+def test_more_views_than_the_encoder_takes_are_refused(surveying, tmp_path):
+    geometry = TinyGeo(heads=())
+    geometry.max_views = 2
+    loaded = surveying(geometry, Add(align="pool"))
+    with pytest.raises(ValueError, match=r"3 views are more than max_views 2; leave some out"):
+        question_of(loaded, "What?", views=[np.zeros((32, 32, 3), np.uint8)] * 3)
 
 
 def test_folders_that_hold_no_views_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds 0 pictures; give 2 to 32"):
         read_views(tmp_path)
     Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="holds 1 pictures; give 2 to 32"):
+        read_views(tmp_path)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"view 1 \(.*b.png\): cannot be decoded"):
+        read_views(tmp_path)
     Image.new("RGB", (60, 80)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"x.png is no folder; give one with 2 to 32 views"):
+        read_views(tmp_path / "x.png")
     with pytest.raises(ValueError, match="views of sizes 60x80, 80x60 are not of one camera's format"):
         read_views(tmp_path)

@@ -49,6 +49,15 @@ def test_the_lowest_threshold_that_silences_enough_heads():
         inactive(visual, other, share=0.6)
 
 
+@pytest.mark.parametrize("share", ["0", "2", "nan"])
+def test_a_wrong_share_is_told_before_any_sample_is_read(capsys, monkeypatch, tmp_path, share):
+    monkeypatch.setattr("gnomon.eval.calibrate.attention_shares", lambda *_: pytest.fail("read"))
+    assert main(["calibrate", "demo", "--share", share, "--out", str(tmp_path / "x.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert f"inactive share {share} is not in (0, 0.333333]" in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_command_writes_an_overlay_that_a_model_takes(tmp_path, capsys):
     out = tmp_path / "yopo.yaml"
     assert main(["calibrate", "demo", "--share", "0.1", "--samples", "4", "--out", str(out)]) == 0

@@ -11,6 +11,9 @@ from gnomon.cli.main import main
 from gnomon.eval import evaluate as work
 from gnomon.eval import runner
 from gnomon.eval.record import read_items
+from gnomon.vlm.fusion.weighted import Weighted
+from gnomon.vlm.geometry.tinygeo import TinyGeo
+from gnomon.vlm.save import save
 
 FAST = ["--device", "cpu", "--tasks", "angle,count", "--limit", "2"]
 
@@ -138,6 +141,39 @@ def test_ask_names_a_bad_image_and_an_empty_question(model_dir, capsys, tmp_path
     assert "x.png" in complaint(capsys, "ask", str(model_dir), "What?", "--image", "x.png")
     assert "no such file" in complaint(capsys, "ask", str(model_dir), "What?", "--image", "y.png")
     assert "question is empty" in complaint(capsys, "ask", str(model_dir), " ")
+
+
+def test_ask_writes_a_page_of_the_views(surveying, capsys, tmp_path):
+    save(surveying(TinyGeo(), Weighted(align="pool")).model, tmp_path / "m")
+    (tmp_path / "v").mkdir()
+    for k in range(3):
+        Image.effect_noise((80, 60), 90 + k).convert("RGB").save(tmp_path / "v" / f"{k}.png")
+    command = ["ask", "m", "How far?", "--images", "v", "--device", "cpu", "--max-new-tokens", "2"]
+    assert main([*command, "--page", "deep/x.html"]) == 0
+    assert "wrote deep/x.html" in capsys.readouterr().err
+    page = (tmp_path / "deep" / "x.html").read_text()
+    for text in ("How far?", "view 2", "predicted depth", "up to scale", "predicted points from above", "mean 0.500"):
+        assert text in page
+    assert "true depth of view" not in page
+
+
+def test_ask_refuses_a_page_of_nothing(model_dir, capsys, tmp_path):
+    (tmp_path / "v").mkdir()
+    for k in range(2):
+        Image.new("RGB", (80, 60)).save(tmp_path / "v" / f"{k}.png")
+    ask = ["ask", str(model_dir), "What?", "--page"]
+    assert "give a folder of them with --images" in complaint(capsys, *ask, "x.html")
+    assert "has none; leave it out" in complaint(capsys, *ask, "x.html", "--images", "v")
+    assert "v cannot be written (Is a directory); choose another --page" in complaint(
+        capsys, *ask, "v", "--images", "v"
+    )
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["calibrate", "--share", "0.1"], ["report"]], ids=lambda c: c[0])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(model_dir, capsys, tmp_path, command):
+    (tmp_path / "file").touch()
+    told = complaint(capsys, *command, str(model_dir), "--out", "file/x")
+    assert "file/x" in told and "cannot be written" in told and "choose another --out" in told
 
 
 def test_report(model_dir, capsys, tmp_path):

@@ -12,11 +12,14 @@ from PIL import Image
 
 from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
+from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.evaluate import evaluate
-from gnomon.eval.page.cards import choose
 from gnomon.eval.record import ITEMS
 from gnomon.eval.report import page
 from gnomon.eval.session import open_model
+from gnomon.eval.shown import choose
+from gnomon.vlm.fusion.weighted import Weighted
+from gnomon.vlm.geometry.known import Known
 
 VOID = {"meta", "img", "br"}
 
@@ -95,6 +98,30 @@ def test_the_pictures_are_those_that_were_asked_about(html):
     assert any(np.array_equal(shown, sample.images[0]) for sample in benchmark.examples(4))
 
 
+@pytest.fixture(scope="module")
+def scenes_html(surveying, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    loaded = surveying(Known(patch=16), Weighted(align="merge"))
+    evaluate(loaded, [Scenes(tasks=["nearer", "count"], size=(64, 64))], out=folder, limit=4, geometry=["other"])
+    page([folder], folder / "report.html", examples=3)
+    return (folder / "report.html").read_text()
+
+
+def test_geometry_of_the_items_that_are_shown_is_on_the_page(scenes_html):
+    parser = Balanced()
+    parser.feed(scenes_html)
+    assert parser.open == [] and parser.loads == [] and parser.scripts == 0
+    assert not re.search(r"@import|url\(|https?://", scenes_html)
+    # of three items that are shown; the same model with another scene's geometry has a row, and no panels of its own
+    assert scenes_html.count('<article class="card scene">') == 3 and "geometry:other" in scenes_html
+    for text in ("view 1", "predicted depth", "true depth", "from above", "from the right side", "mean 0.500"):
+        assert text in scenes_html
+
+
+def test_no_geometry_no_section(html, scenes_html):
+    assert "Geometry, as" in scenes_html and "Geometry, as" not in html
+
+
 def test_without_training_there_is_a_sentence(run, tmp_path):
     page([run / "eval"], tmp_path / "x.html", examples=0)
     html = (tmp_path / "x.html").read_text()
@@ -105,6 +132,14 @@ def test_without_a_loss_there_is_a_sentence(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,lr\n1,0.1\n")
     page([tmp_path], tmp_path / "x.html")
     assert "holds no loss" in (tmp_path / "x.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "x.html"):
+        with pytest.raises(ValueError, match=r"cannot be written .*; choose another --out"):
+            page([tmp_path / "nothing"], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_wrong_directories(tmp_path):

@@ -5,86 +5,92 @@ from __future__ import annotations
 import json
 import sys
 import time
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import save_torch_state_dict
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from gnomon.data.errors import BadSample
 from gnomon.data.order import Order
 from gnomon.data.sample import Source
 from gnomon.train.callbacks.checkpoint import Checkpoint, newest
+from gnomon.train.callbacks.interrupt import Interrupt
 from gnomon.train.callbacks.progress import clock
 from gnomon.train.cli import quiet
+from gnomon.train.errors import Stopped
 from gnomon.train.geometry.feed import Feed
-from gnomon.train.geometry.module import GeometryModule
-from gnomon.train.parsing import same_in_all_versions
+from gnomon.train.geometry.module import TAUGHT, GeometryModule
+from gnomon.train.parsing import condense, same_in_all_versions
+from gnomon.train.rundir import differences
 from gnomon.train.runlog import RunLog
 from gnomon.train.schedule import Schedule
 from gnomon.vlm.directory import whole
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.layout import ViewsSpec
 
+_CONFIG = "config.yaml"
+_INTERRUPTED = 130
 _LOG_EVERY = 20
 _LINE_SECONDS = 30.0
+# How a run is invoked, not what it is.
+_FREE = "config", "out", "resume", "accept_changes", "workers", "checkpoint_every"
 
 
 def main(argv: list[str]) -> int:
-    parser = _parser()
-    config = parser.parse_args(argv)
-    seed_everything(config.seed, verbose=False)
-    with same_in_all_versions():
-        given = parser.instantiate_classes(config)
-    encoder: GeometryEncoder = given.encoder
-    out = Path(config.out)
-    if out.exists() and any(out.iterdir()) and not config.resume:
-        raise ValueError(f"{out} is not empty; go on with --resume, or choose another --out")
-    if encoder.frozen:
-        raise ValueError(f"{type(encoder).__name__} is frozen; set encoder.init_args.frozen to false")
-    out.mkdir(parents=True, exist_ok=True)
     quiet()
-    plain = parser.dump(config)
-    (out / "config.yaml").write_text(plain)
-
+    parser = _parser()
+    config, given = _read(parser, argv)
+    encoder: GeometryEncoder = given.encoder
+    _check_encoder(encoder)
+    out, plain = Path(config.out), _plain(parser, config)
+    _check_out(out, plain, resume=config.resume, accept_changes=config.accept_changes)
     checkpoint = Checkpoint(out / "checkpoints", every=config.checkpoint_every)
-    log = RunLog(out, "geometry")
     last = newest(checkpoint.folder) if config.resume else None
     start = 0 if last is None else int(last.name.removeprefix("step-"))
-    log.rewind(start)
-    size = None if config.size is None else (config.size[0], config.size[1])
     feed = Feed(
         given.data,
-        ViewsSpec(encoder.multiple, encoder.max_views, size=size),
+        ViewsSpec(encoder.multiple, encoder.max_views, size=config.size),
         Order(len(given.data), seed=config.seed, batch=config.batch),
         config.steps,
         recolour=config.recolour,
     )
+    # here rather than in a worker: a source that teaches nothing is told at once
+    feed[start]
     schedule = Schedule(config.steps, warmup=config.warmup)
     module = GeometryModule(encoder, lr=config.lr, decay=config.decay, schedule=schedule)
-    trainer = Trainer(
-        accelerator=config.accelerator,
-        devices=1,
-        precision=config.precision,
-        max_steps=config.steps,
-        max_epochs=-1,
-        gradient_clip_val=config.clip,
-        callbacks=[checkpoint, _Lines(config.steps, start)],
-        logger=[log],
-        default_root_dir=out,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    log, interrupt = RunLog(out, "geometry"), Interrupt(checkpoint)
+    trainer = _trainer(config, log, [checkpoint, interrupt, _Lines(config.steps, start)])
+    # only now: nothing that a user can get wrong is left
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _CONFIG).write_text(yaml.safe_dump(plain, sort_keys=False))
+        log.rewind(start)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
     count = sum(p.numel() for p in encoder.parameters())
-    print(
-        f"{type(encoder).__name__}, {count:,} parameters; {config.steps} steps of {config.batch} scenes",
-        file=sys.stderr,
-    )
-    trainer.fit(module, feed.loader(start=start, workers=config.workers), ckpt_path=last, weights_only=True)
-    checkpoint.save(trainer)
+    begun = "" if last is None else f", resumed from {last.name}"
+    _tell(f"{type(encoder).__name__}, {count:,} parameters; {config.steps} steps of {config.batch} scenes{begun}")
+    try:
+        trainer.fit(module, feed.loader(start=start, workers=config.workers), ckpt_path=last, weights_only=True)
+        if interrupt.reason is None:
+            checkpoint.save(trainer)
+    except Stopped as stopped:
+        _tell(f"gnomon: {stopped}")
+        return 1
+    except BadSample as error:
+        # a worker's message is a traceback with the line at its end
+        raise ValueError(str(error).strip().splitlines()[-1].partition("BadSample: ")[2] or str(error)) from error
+    if interrupt.reason is not None:
+        _tell(f"stopped and saved; to go on: gnomon fit-geometry --config {out / _CONFIG} --out {out} --resume")
+        return _INTERRUPTED
     save(encoder, out / "encoder")
-    print(f"encoder: {out / 'encoder'}", file=sys.stderr)
+    _tell(f"encoder: {out / 'encoder'}")
     return 0
 
 
@@ -114,24 +120,100 @@ class _Lines(Callback):
             print(f"step {step}/{self.total}  {told}  left {left}", file=sys.stderr, flush=True)
 
 
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _read(parser: ArgumentParser, argv: list[str]) -> tuple[Namespace, Namespace]:
+    """The options, and the same with encoder and data made."""
+    try:
+        config = parser.parse_args(argv)
+        # before the encoder is made: its first weights belong to the run
+        seed_everything(config.seed, verbose=False)
+        with same_in_all_versions():
+            return config, parser.instantiate_classes(config)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(condense(str(error), parser)) from error
+
+
+def _plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """In plain types, without what concerns this invocation alone."""
+    with same_in_all_versions():
+        given = yaml.safe_load(parser.dump(config, skip_none=False))
+    return {key: value for key, value in given.items() if key not in ("config", "out", "resume", "accept_changes")}
+
+
+def _check_encoder(encoder: GeometryEncoder) -> None:
+    name = type(encoder).__name__
+    if not any(True for _ in encoder.parameters()):
+        raise ValueError(f"{name} has no parameters, so there is nothing to train; use an encoder that predicts")
+    if encoder.frozen:
+        raise ValueError(f"{name} is frozen; set encoder.init_args.frozen to false")
+    if not encoder.heads & TAUGHT.keys():
+        raise ValueError(f"{name} has no head to learn by; give encoder.init_args.heads some of {', '.join(TAUGHT)}")
+
+
+def _check_out(out: Path, plain: dict[str, Any], *, resume: bool, accept_changes: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose another --out")
+    if not resume:
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty; go on with --resume, or choose another --out")
+        return
+    if not (out / _CONFIG).is_file():
+        raise ValueError(f"{out} holds no run to resume; start one without --resume")
+    before, now = (
+        {key: value for key, value in given.items() if key not in _FREE}
+        for given in (yaml.safe_load((out / _CONFIG).read_text()), plain)
+    )
+    changes = list(differences(before, now))
+    if changes and not accept_changes:
+        raise ValueError(
+            f"{out} was begun with another configuration: {'; '.join(changes[:6])}; resume with --accept_changes to "
+            "take it"
+        )
+
+
+def _trainer(config: Namespace, log: RunLog, callbacks: list[Callback]) -> Trainer:
+    try:
+        return Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision=config.precision,
+            max_steps=config.steps,
+            max_epochs=-1,
+            gradient_clip_val=config.clip,
+            callbacks=callbacks,
+            logger=[log],
+            default_root_dir=config.out,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"accelerator {config.accelerator!r}: {error}") from error
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="gnomon fit-geometry", description=__doc__, exit_on_error=True)
+    parser = ArgumentParser(prog="gnomon fit-geometry", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     parser.add_subclass_arguments(GeometryEncoder, "encoder", required=True)
     parser.add_subclass_arguments(Source, "data", required=True)
     parser.add_argument("--out", type=str, required=True, help="directory of the run; the encoder comes to OUT/encoder")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=32, help="scenes a step")
-    parser.add_argument("--size", type=list[int] | None, default=None, help="height and width of views; as they are")
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--decay", type=float, default=0.05, help="of weights, not of biases, norms and scales")
-    parser.add_argument("--warmup", type=int, default=500, help="steps until the learning rate is reached")
-    parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    parser.add_argument("--accept_changes", action="store_true", help="resume although the configuration changed")
+    parser.add_argument("--steps", type=PositiveInt, default=2000)
+    parser.add_argument("--batch", type=PositiveInt, default=32, help="scenes a step")
+    size = tuple[PositiveInt, PositiveInt] | None
+    parser.add_argument("--size", type=size, default=None, help="height and width of views; as they are")
+    parser.add_argument("--lr", type=PositiveFloat, default=3e-4)
+    parser.add_argument("--decay", type=NonNegativeFloat, default=0.05, help="of weights, not of biases, norms, scales")
+    parser.add_argument("--warmup", type=NonNegativeInt, default=500, help="steps until the learning rate is reached")
+    parser.add_argument("--clip", type=NonNegativeFloat, default=1.0, help="largest norm of the gradient; 0: any")
     parser.add_argument("--recolour", type=bool, default=True, help="vary colours, brightness and contrast")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make scenes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=NonNegativeInt, default=1, help="processes that make scenes")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0)
     parser.add_argument("--precision", type=str, default="32-true")
     parser.add_argument("--accelerator", type=str, default="auto")
-    parser.add_argument("--checkpoint_every", type=int, default=500)
+    parser.add_argument("--checkpoint_every", type=PositiveInt, default=500, help="steps between checkpoints")
     return parser

@@ -5,6 +5,7 @@ Shapes: B scenes, S views, H,W pixels.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,14 @@ class Feed(Dataset):
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_deaf,
         )
+
+
+def _deaf(worker: int) -> None:
+    """Signals reach all processes of a run; when it ends is for the one that trains to say."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def scene(sample: Sample, spec: ViewsSpec) -> Views:

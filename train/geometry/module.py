@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from gnomon.train.errors import Stopped
 from gnomon.train.geometry.feed import valid_pixels
 from gnomon.train.schedule import Schedule
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput
@@ -17,8 +18,8 @@ from gnomon.vlm.multiview.losses.camera import pose_rounds
 from gnomon.vlm.multiview.losses.dense import confidence_regression, distance
 from gnomon.vlm.multiview.losses.targets import normalise
 
-WEIGHTS = {"camera": 5.0, "depth": 1.0, "points": 1.0}
-"""VGGT's, which trains points or depth."""
+TAUGHT = {"camera": 5.0, "depth": 1.0, "points": 1.0}
+"""Heads and the weights of their losses: VGGT's, which trains points or depth."""
 
 
 class GeometryModule(LightningModule):
@@ -44,9 +45,12 @@ class GeometryModule(LightningModule):
 
     def training_step(self, batch: GeometryInput, batch_idx: int) -> Tensor:
         terms = losses(self.encoder, batch)
-        total = sum(WEIGHTS[name] * term for name, term in terms.items())
+        total = sum(TAUGHT[name] * term for name, term in terms.items())
         if not torch.isfinite(total):
-            raise FloatingPointError(f"the loss of step {self.global_step} is {float(total)}")
+            raise Stopped(
+                f"the loss of step {self.global_step} is {float(total.detach())}; lower --lr, and go on from the last "
+                "checkpoint with --resume --accept_changes"
+            )
         self.latest = {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
         return total
 

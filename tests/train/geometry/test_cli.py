@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from safetensors.torch import load_file
 
 from gnomon.cli.main import main
 from gnomon.data.order import Order
 from gnomon.data.sample import Sample, Turn
 from gnomon.data.sources.scenes.source import Scenes
-from gnomon.train.callbacks.checkpoint import discard
+from gnomon.train.callbacks.checkpoint import discard, newest
 from gnomon.train.geometry.feed import Feed, recoloured, scene
 from gnomon.train.geometry.module import losses
 from gnomon.train.runlog import read
@@ -131,3 +141,102 @@ def test_mistakes_are_told_in_one_line(tmp_path, capsys, whole):
 def test_the_committed_configuration_is_complete():
     given = yaml.safe_load(CONFIG.read_text())
     assert given["encoder"]["init_args"]["frozen"] is False and given["data"]["class_path"].endswith("Scenes")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "-3"], "steps: "),
+        (["--batch", "0"], "batch: "),
+        (["--lr", "-1"], "lr: "),
+        (["--size", "[48]"], "size: "),
+        (["--step", "3"], "did you mean 'steps'?"),
+        (["--precision", "foo"], "'foo'"),
+        (["--accelerator", "foo"], "'foo'"),
+        (["--data.init_args.views", "[1, 99]"], "views is (1, 99), but must be"),
+        (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
+        (["--encoder", "gnomon.vlm.geometry.known.Known"], "Known has no parameters"),
+        (["--resume"], "holds no run to resume; start one without --resume"),
+    ],
+)
+def test_wrong_options_are_one_line_and_leave_no_directory(tmp_path, capsys, options, message):
+    assert fit(tmp_path / "run", *options) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("gnomon: ") and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_places_that_cannot_be_written_are_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path / "file", "is a file; choose"), (tmp_path / "file" / "x", "cannot be written")):
+        assert fit(out) == 2
+        err = capsys.readouterr().err
+        assert message in err and "another --out" in err and err.count("\n") == 1
+
+
+def test_a_source_without_geometry_teaches_nothing(tmp_path, capsys):
+    plain = '{"class_path": "gnomon.data.sources.diagrams.source.Diagrams", "init_args": {"count": 4}}'
+    config = yaml.safe_load(CONFIG.read_text())
+    config["data"] = yaml.safe_load(plain)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit-geometry", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "lacks intrinsics, extrinsics, depth; an encoder learns from" in capsys.readouterr().err
+
+
+def test_another_configuration_is_not_resumed_unless_asked_for(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert fit(out, "--resume", "--lr", "0.1") == 2
+    assert "lr: 0.0006 -> 0.1; resume with --accept_changes" in capsys.readouterr().err
+    assert fit(out, "--resume", "--lr", "0.1", "--accept_changes") == 0
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, capsys):
+    assert fit(tmp_path / "run", "--lr", "1e30") == 1
+    assert "is nan; lower --lr, and go on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    def full(self, path, **_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    assert fit(tmp_path / "run") == 1
+    assert "no space left on the disk" in capsys.readouterr().err
+
+
+def test_workers_go_on_through_signals_that_reach_all_processes():
+    feed = Feed(Scenes(count=5, size=(48, 48), views=2), ViewsSpec(8), Order(5, batch=1), 12)
+    batches = iter(feed.loader(start=0, workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 11 and worker.is_alive()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    """To all processes, as a terminal sends it."""
+    out = tmp_path / "run"
+    few = ["--steps", "4000", "--batch", "1", "--warmup", "1", "--workers", "1", "--accelerator", "cpu"]
+    few += ["--data.init_args.count", "5", "--data.init_args.size", "[48, 56]", "--checkpoint_every", "1"]
+    command = ["fit-geometry", "--config", str(CONFIG), "--out", str(out)]
+    # a shell that runs tests in the background has its children ignore Ctrl-C
+    default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "gnomon.cli.main", *command, *few],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=default,
+    )
+    while newest(out / "checkpoints") is None and running.poll() is None:
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert f"--config {out / 'config.yaml'} --out {out} --resume" in said and "Traceback" not in said
+    # the command that it names, to an end that is near
+    near = str(int(newest(out / "checkpoints").name.removeprefix("step-")) + 1)
+    command[2] = str(out / "config.yaml")
+    assert main([*command, "--resume", "--steps", near, "--accept_changes"]) == 0
+    assert (out / "encoder" / "model.safetensors").is_file()
