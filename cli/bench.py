@@ -112,7 +112,8 @@ def kernels(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gnomon bench kernels",
         description="Attention operators at growing lengths, forward and forward with backward, each compared with its "
-        "float64 reference first, beside dense attention on the same machine in the same run.",
+        "float64 reference first, beside dense attention, FlexAttention and, where they are installed, "
+        "flash-linear-attention and NATTEN, on the same machine in the same run.",
     )
     parser.add_argument("--ops", nargs="+", default=[], metavar="NAME", help="operators or families (default: all)")
     parser.add_argument("--lengths", type=_positive, nargs="+", default=[576, 2304, 9216], metavar="T")
@@ -121,8 +122,9 @@ def kernels(argv: list[str]) -> int:
     parser.add_argument("--width", type=_positive, default=64, metavar="N", help="of a head (default: 64)")
     parser.add_argument("--impl", default="auto", help="implementation of every operator (default: auto)")
     parser.add_argument("--forward-only", action="store_true", help="without the backward pass")
+    parser.add_argument("--alone", action="store_true", help="beside dense attention only, without others' kernels")
     parser.add_argument(
-        "--patience", type=float, default=5.0, metavar="S", help="longer calls end an operator's row of lengths"
+        "--patience", type=_seconds, default=5.0, metavar="S", help="longer calls end an operator's row of lengths"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
@@ -132,8 +134,10 @@ def kernels(argv: list[str]) -> int:
 
     import torch
 
-    from gnomon.eval.bench import kernel_table, table
-    from gnomon.eval.bench.kernels import Setting, ceilings, run
+    from gnomon.eval.bench import table
+    from gnomon.eval.bench.kernel_calls import Setting
+    from gnomon.eval.bench.kernel_table import Report
+    from gnomon.eval.bench.kernels import ceilings, run
     from gnomon.eval.names import operators
     from gnomon.eval.session import DTYPES, place
 
@@ -146,16 +150,17 @@ def kernels(argv: list[str]) -> int:
     about = {
         "dtype": dtype, "batch": args.batch, "heads": args.heads, "width": args.width, **table.surroundings(device)
     }  # fmt: skip
-    head = kernel_table.head(about, peak)
-    print(head)
-    timings = []
-    for timing in run(found, args.lengths, setting, impl=args.impl, device=peak):
-        timings.append(timing)
-        print(kernel_table.line(timing, peak), flush=True)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "kernels.json").write_text(kernel_table.plain(about, peak, timings))
-        (args.out / "kernels.md").write_text("\n".join([head, *(kernel_table.line(t, peak) for t in timings)]) + "\n")
+    report = Report(args.out, about, peak)
+    print(report.head)
+    try:
+        for timing in run(found, args.lengths, setting, impl=args.impl, device=peak, others=not args.alone):
+            print(report.add(timing), flush=True)
+    except KeyboardInterrupt:
+        where = "above; --out DIR would have kept them" if args.out is None else f"in {args.out}"
+        print(f"gnomon: stopped; the {len(report.timings)} lines measured so far are {where}", file=sys.stderr)
+        raise
+    finally:
+        report.close()
     return 0
 
 
@@ -170,6 +175,16 @@ def _spread(reduce: list[str], kept: list[float]) -> list[str]:
             name, comma, options = text.partition(",")
             wanted.append(f"{name}:{share:g}{comma}{options}")
     return wanted
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _positive(text: str) -> int:

@@ -68,10 +68,10 @@ def blocks(
         s, z = torch.einsum("bkhf,bkhv->bhfv", tk, v), k.sum(1)
         return torch.einsum("bqhf,bhfv->bqhv", tq, s), torch.einsum("bqhf,bhf->bqh", q, z)[..., None], None
     values, mass = [], []
-    for start in range(0, q.shape[1], block):
-        here = slice(start, start + block)
-        both = None if turned is None else (tq[:, here], tk[:, here])
-        value, weight, state = quadratic(q[:, here], k[:, here], v[:, here], state, turned=both)
+    # split and not sliced: the gradients of slices are each as long as the whole
+    parts = zip(*(x.split(block, 1) for x in (q, k, v, *(turned or ()))))
+    for queries, keys, own, *both in parts:
+        value, weight, state = quadratic(queries, keys, own, state, turned=tuple(both) or None)
         values.append(value)
         mass.append(weight)
     return torch.cat(values, 1), torch.cat(mass, 1), state
@@ -150,7 +150,7 @@ def impls(method: Callable[..., Result], *, causal: bool, twin: str | None = Non
 def cost(shape: Shape, *, features: int = 1, exponentials: int = 0, block: int = 64) -> Cost:
     """Two passes over the tokens; causal: the scores inside a block too. `exponentials`: per channel, for the map."""
     width, pair = shape.width * features, shape.width * features + shape.value_width
-    inside = block * pair if shape.causal else 0
+    inside = min(block, shape.queries) * pair if shape.causal else 0
     rows = shape.batch * shape.heads * shape.queries
     columns = shape.batch * shape.key_heads * shape.keys
     size = torch.finfo(shape.dtype).bits // 8

@@ -118,12 +118,15 @@ def interpreting() -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which implementation a call used, and for `auto` what spoke against those before it."""
+    """Which implementation a call used, and for `auto` what spoke against those before it; its sizes, mask and cost."""
 
     op: str
     asked: str
     used: str
     passed_over: Mapping[str, str]
+    shape: Shape
+    mask: Bound
+    cost: Callable[[Shape], Cost]
 
 
 _choices: ContextVar[list[Choice] | None] = ContextVar("choices", default=None)
@@ -187,7 +190,7 @@ class Op:
             if why is None and impl == "auto":
                 why = self.impls[name].declines(shape, mask)
             if why is None:
-                choice = Choice(self.name, impl, name, passed_over)
+                choice = Choice(self.name, impl, name, passed_over, shape, mask, self.cost)
                 if (made := _choices.get()) is not None:
                     made.append(choice)
                 return choice

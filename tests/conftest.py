@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +31,12 @@ QWEN2 = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+
+
+@pytest.fixture(scope="session")
+def properties() -> SimpleNamespace:
+    """The checks of properties.py: tests are no package that could import it."""
+    return SimpleNamespace(**run_path(str(Path(__file__).with_name("properties.py"))))
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,11 @@ class LayerCache:
         self.values: Tensor | None = None
         self.shift: Tensor | None = None
 
+    @property
+    def remembered(self) -> list[Tensor]:
+        """All that is kept."""
+        return [] if self.keys is None else [self.keys, self.values]
+
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Old and new keys and values, for the attention of the new tokens."""
         if self.keys is not None:
@@ -112,6 +117,10 @@ class MixerCache(LayerCache):
     def __init__(self) -> None:
         super().__init__(None)
         self.memory: dict[str, Tensor] = {}
+
+    @property
+    def remembered(self) -> list[Tensor]:
+        return list(self.memory.values())
 
     def saw(self, view: View) -> None:
         pass

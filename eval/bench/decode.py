@@ -40,7 +40,7 @@ class Measured:
     """One setting on prompts with `visual` tokens. Lists have one number per repetition, in seconds; sizes in bytes.
 
     lengths   tokens that each layer gets in the prefill, text included
-    cached    tokens whose keys and values each layer keeps
+    cached    tokens whose keys and values each layer keeps; none, where a mixer has a memory instead
     flops     of the prefill: layers by formula, and all that is done besides (connector, scores, merging) as counted
     causal    the same, where of a layer's attention only the half counts that causal kernels compute
     besides   what is done besides the layers
@@ -91,14 +91,17 @@ def measure(
     settings = {UNREDUCED: (), **settings}
     needs = frozenset(need for reducers in settings.values() for r in reducers for need in r.needs)
     batch, seen = prompt(model, rows=rows, visual=visual, text=text, needs=needs)
-    shape, found, own = Decoder.of(model.lm), [], model.reducers
+    # all rows are alike
+    every = batch.layout
+    one = TokenLayout(every.kind[:1], every.image[:1], every.cell[:1], every.position[..., :1, :])
+    shape, found, own = Decoder.of(model.lm, one), [], model.reducers
     try:
         for name, reducers in settings.items():
             model.reducers = list(reducers)
             lengths, besides = _count(model, batch, seen)
             state = model.lm.new_state()
             model.read(batch, state, seen)
-            cached = [cache.keys.shape[2] for cache in state.layers]
+            cached = [0 if cache.keys is None else cache.keys.shape[2] for cache in state.layers]
             flops, causal = (besides + rows * shape.prefill(lengths, causal=half) for half in (False, True))
             found.append(
                 Measured(name, visual, text, rows, lengths, cached, flops, causal, besides, _cache_bytes(state))
@@ -201,7 +204,7 @@ def _choosing(model: VLM, batch: Batch, seen: list[Seen]) -> float:
 
 
 def _cache_bytes(state: DecodeState) -> int:
-    return sum(cache.keys.nbytes + cache.values.nbytes for cache in state.layers)
+    return sum(tensor.nbytes for cache in state.layers for tensor in cache.remembered)
 
 
 def _forget_peak(device: torch.device) -> None:

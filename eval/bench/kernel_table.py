@@ -1,10 +1,11 @@
-"""Results of `gnomon bench kernels` as Markdown and as JSON."""
+"""Results of `gnomon bench kernels` as Markdown and as JSON, written while they come."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gnomon.eval.bench.kernels import Timing
@@ -17,10 +18,43 @@ COLUMNS = (
 
 NOTE = """\
 Times are medians. x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
-TFLOP/s and GB/s: what the algorithm must do and move at least (of static patterns: all pairs), by the forward time.
-Of the floor: the time that the slowest of operations, bytes and exponentials needs at the measured ceilings, as a share
-of the forward time. Passes: over the keys. Error: largest difference from the float64 reference at 256 tokens, as a
-share of the largest output; what is wrong is not timed."""
+TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
+time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at
+the measured ceilings, as a share of the forward time. Passes: over the keys. Error: largest difference from the float64
+reference at 256 tokens, as a share of the largest output; what is wrong is not timed."""
+
+
+class Report:
+    """What has been measured; in a folder, in kernels.json after every line and, at the end, in kernels.md."""
+
+    def __init__(self, folder: Path | None, about: Mapping[str, Any], peak: Device) -> None:
+        self.folder, self.about, self.peak = folder, about, peak
+        self.timings: list[Timing] = []
+        self.head = head(about, peak)
+        if folder is not None:
+            self._write("kernels.json", plain(about, peak, []))
+
+    def add(self, timing: Timing) -> str:
+        self.timings.append(timing)
+        if self.folder is not None:
+            self._write("kernels.json", plain(self.about, self.peak, self.timings))
+        return line(timing)
+
+    def close(self) -> None:
+        if self.folder is not None:
+            lines = [self.head, *map(line, self.timings)]
+            self._write("kernels.md", "\n".join(lines) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        """Whole or not at all: what was there stays until all of the new is on the disk."""
+        assert self.folder is not None
+        part = self.folder / f"{name}.part"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(text)
+            part.replace(self.folder / name)
+        except OSError as error:
+            raise ValueError(f"{self.folder / name} cannot be written ({error.strerror}); use another --out") from error
 
 
 def head(about: Mapping[str, Any], peak: Device) -> str:
@@ -34,7 +68,7 @@ def head(about: Mapping[str, Any], peak: Device) -> str:
     return "\n".join(lines)
 
 
-def line(timing: Timing, peak: Device) -> str:
+def line(timing: Timing) -> str:
     t = timing
     return _row(
         (
@@ -50,7 +84,7 @@ def line(timing: Timing, peak: Device) -> str:
             "" if t.forward is None or t.floor is None else f"{100 * t.floor / t.forward:.0f} %",
             "" if t.passes is None else str(t.passes),
             "" if t.error is None else f"{t.error:.1g}",
-            t.note,
+            t.note.replace("|", "/"),
         )
     )
 

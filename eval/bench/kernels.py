@@ -1,28 +1,24 @@
-"""Speed of attention operators beside dense attention and other people's kernels, each checked before it is timed.
-
-Shapes: B batch, T tokens, H heads, D width.
-"""
+"""Speed of attention operators beside dense attention and other people's kernels, each checked before it is timed."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from gnomon.eval.bench.kernel_calls import NARROW, Call, Setting, Timed, sizes
 from gnomon.eval.bench.peers import Peer, peers
 from gnomon.kernels.analysis.passes import passes
 from gnomon.kernels.analysis.roofline import Device, estimate
-from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.mask import Bound
 from gnomon.kernels.members import Member
-from gnomon.kernels.op import Shape, recording
+from gnomon.kernels.op import Op, Shape
+from gnomon.kernels.softmax.exact import OP as DENSE
 from gnomon.vlm.generate import now
 
 CHECKED = 256
@@ -30,23 +26,13 @@ CHECKED = 256
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Largest error of an output, as a share of the largest output."""
 
-# What a pattern has to be told of its size, where its own default does not say; the papers' values.
-_OPTIONS: Mapping[str, Callable[[int, tuple[int, int]], dict[str, Any]]] = {
-    "neighborhood": lambda length, grid: {"grid": grid, "window": tuple(min(13, side) for side in grid)},
-    "clear": lambda length, grid: {"grid": grid, "radius": 16},
-    "axial": lambda length, grid: {"grid": grid},
-    "agent": lambda length, grid: {"grid": grid},
-    # with keys of any length the state of a delta rule grows without bound
-    **dict.fromkeys(("deltanet", "gated_deltanet", "kda"), lambda length, grid: {"normalize": True}),
-    "radial": lambda length, grid: {"grid": (length // 64, 8, 8)},
-    "s2": lambda length, grid: {"group": length // 4},
-    "blockrank": lambda length, grid: {"blocks": torch.arange(length) // 128},
-}
-
 
 @dataclass
 class Timing:
-    """One operator at one length. Seconds are medians; `error` as for TOLERANCE; `note` says why there is no time."""
+    """One operator at one length. Seconds are medians; `error` as for TOLERANCE; `note` says what is missing and why.
+
+    operations, bytes  of a forward call, by the operator's record; floor: seconds that the device needs for them
+    """
 
     operator: str
     implementation: str
@@ -64,17 +50,15 @@ class Timing:
     passes: int | None = None
     note: str = ""
 
-
-@dataclass(frozen=True)
-class Setting:
-    batch: int
-    heads: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
-    backward: bool
-    patience: float
-    """Seconds that one call may take at most: longer lengths of an operator that is slower are left out."""
+    def account(self, op: Op, shape: Shape, mask: Bound | None, device: Device | None) -> None:
+        """What the algorithm must do, and how long the device would need for it."""
+        if device is None:
+            return
+        found = estimate(op, shape, device, mask=mask)
+        self.operations, self.bytes, self.floor, self.limit = (
+            found.operations, found.bytes, found.seconds, found.limit
+        )  # fmt: skip
+        self.passes = passes(op.cascade, running=True) if op.cascade else None
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Device:
@@ -96,112 +80,164 @@ def run(
     *,
     impl: str = "auto",
     device: Device | None = None,
+    others: bool = True,
 ) -> Iterator[Timing]:
-    """Length by length, dense attention first, then each operator and its peers beside it."""
-    slow: set[str] = set()
-    for length in sorted(lengths):
-        dense = {causal: _dense(length, causal, setting, slow) for causal in (True, False)}
+    """Length by length, dense attention first, then each operator and, with `others`, its peers beside it."""
+    bench = _Bench(setting, impl, device, others)
+    for length in sorted(set(lengths)):
+        why = no_room(length, setting)
+        if why is not None:
+            yield Timing("all operators", "", length, False, note=why)
+            continue
+        dense = {causal: bench.dense(length, causal) for causal in (True, False)}
         yield from dense.values()
         for member in found:
-            causal = "CS" in member.op.patterns
+            # what is laid out on a grid is for vision encoders, where everything is visible
+            causal = "CS" in member.op.patterns and not member.op.grid
             if not member.op.patterns & {"CS", "NS"}:
                 continue
-            for timing in _member(member, length, causal, setting, impl, slow):
+            for timing in bench.member(member, length, causal):
                 timing.dense_forward, timing.dense_both = dense[causal].forward, dense[causal].both
-                if device is not None and timing.operations is None:
-                    _account(timing, member, setting, device)
                 yield timing
 
 
-def _dense(length: int, causal: bool, setting: Setting, slow: set[str]) -> Timing:
-    timing = Timing("dense attention (SDPA)", "sdpa", length, causal)
-    q, k, v = (x.transpose(1, 2) for x in _qkv(length, setting))
-    call = _Call(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v), setting)
-    pairs = length**2 * (0.5 if causal else 1.0)
-    timing.operations = 4 * setting.batch * setting.heads * setting.width * pairs
-    return _timed(timing, call, f"dense {causal}", slow, setting)
+def no_room(length: int, setting: Setting) -> str | None:
+    """Why a length cannot be tried: its inputs and gradients alone are larger than the memory that is free."""
+    size = torch.finfo(setting.dtype).bits // 8
+    # q, k, v and the output, their gradients, and one of them as it is drawn
+    needed = length * setting.batch * setting.heads * setting.width * (4 * size * (1 + setting.backward) + 8)
+    free = _free(setting.device)
+    if free is None or needed <= free:
+        return None
+    needs, has = (f"{x / 2**30:,.1f} GiB" for x in (needed, free))
+    return f"needs {needs} at least and {has} are free; use shorter lengths, fewer --heads or a smaller --batch"
 
 
-def _member(member: Member, length: int, causal: bool, setting: Setting, impl: str, slow: set[str]) -> Iterator[Timing]:
-    timing = Timing(f"{member.family}/{member.op.name}", impl, length, causal)
-    try:
-        timing.error = _error(member, causal, setting, impl)
-        call = _our_call(member, length, causal, setting, impl)
-        with recording() as choices:
-            call.forward()
-    except (ValueError, torch.OutOfMemoryError, RuntimeError) as error:
-        timing.note = " ".join(str(error).split())[:160]
-        yield timing
-        return
-    timing.implementation = choices[0].used if choices else impl
-    if not timing.error <= TOLERANCE[setting.dtype]:
-        timing.note = f"wrong by {timing.error:.1g}, not timed"
-        yield timing
-        return
-    yield _timed(timing, call, member.op.name, slow, setting)
-    for peer in peers(member.op.name):
-        other = Timing(f"{member.family}/{member.op.name}", peer.name, length, causal)
-        try:
-            yield _timed(other, _their_call(peer, call, setting), f"{member.op.name} {peer.name}", slow, setting)
-        except (ImportError, ValueError, RuntimeError) as error:
-            other.note = " ".join(str(error).split())[:160]
-            yield other
+class _Bench:
+    """One run: what was too slow, what was checked, and whose absence was told."""
 
+    def __init__(self, setting: Setting, impl: str, device: Device | None, others: bool) -> None:
+        self.setting, self.impl, self.device, self.others = setting, impl, device, others
+        self.slow: dict[str, str] = {}
+        self.told: set[str] = set()
+        self.errors: dict[str, float] = {}
 
-class _Call:
-    """An output, and the gradients of all that is learned from one direction of it."""
+    def dense(self, length: int, causal: bool) -> Timing:
+        timing = Timing("dense attention (SDPA)", "sdpa", length, causal)
 
-    def __init__(self, output: Callable[[], Tensor], inputs: Sequence[Tensor], setting: Setting) -> None:
-        self.output, self.inputs, self.device = output, list(inputs), setting.device
-        self._grad: Tensor | None = None
+        def make() -> Timed:
+            q, k, v = (x.to(self.setting.device).transpose(1, 2) for x in sizes(length, self.setting).qkv())
+            return Timed(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v))
 
-    def forward(self) -> None:
-        with torch.no_grad():
-            self.output()
-
-    def both(self) -> None:
-        inputs = [x.requires_grad_(True) for x in self.inputs]
-        o = self.output()
-        if self._grad is None:
-            self._grad = torch.randn_like(o)
-        torch.autograd.grad(o, inputs, self._grad)
-        for x in inputs:
-            x.requires_grad_(False)
-
-
-def _timed(timing: Timing, call: _Call, name: str, slow: set[str], setting: Setting) -> Timing:
-    """Fills in the seconds, unless the operator was too slow at a shorter length."""
-    if name in slow:
-        timing.note = f"left out: over {setting.patience:g} s at a shorter length"
+        if self._time(timing, make, f"dense {causal}") is not None:
+            s = self.setting
+            shape = Shape(s.batch, length, length, s.heads, s.heads, s.width, s.width, causal, s.dtype, s.device)
+            timing.account(DENSE, shape, None, self.device)
         return timing
-    try:
-        timing.forward = _seconds(call.forward, setting.device, patience=setting.patience)
-        if setting.backward:
-            timing.both = _seconds(call.both, setting.device, patience=setting.patience)
-    except torch.OutOfMemoryError:
-        timing.note = "out of memory"
-        slow.add(name)
-    except RuntimeError as error:
-        timing.note = " ".join(str(error).split())[:160]
-        slow.add(name)
-    if max(timing.forward or 0, timing.both or 0) > setting.patience:
-        slow.add(name)
-    return timing
+
+    def member(self, member: Member, length: int, causal: bool) -> Iterator[Timing]:
+        name = f"{member.family}/{member.op.name}"
+        timing = Timing(name, self.impl, length, causal)
+
+        def make() -> Call:
+            timing.error = self._error(member, causal, None)
+            return Call(member, length, causal, self.setting, self.impl)
+
+        ours = self._time(timing, make, name)
+        if isinstance(ours, Call) and ours.chosen is not None:
+            timing.implementation = ours.chosen.used
+            timing.account(member.op, ours.chosen.shape, ours.chosen.mask, self.device)
+        if timing.forward is not None and (narrow := NARROW.get(member.op.name)):
+            timing.note = f"queries and keys {narrow} wide{timing.note and '; '}{timing.note}"
+        yield timing
+        if not isinstance(ours, Call) or ours.chosen is None:
+            return
+        for peer in peers(member, causal, self.setting.device) if self.others else ():
+            yield from self._peer(peer, member, ours, timing)
+
+    def _peer(self, peer: Peer, member: Member, ours: Call, beside: Timing) -> Iterator[Timing]:
+        timing = Timing(beside.operator, peer.name, beside.length, beside.causal, note=peer.absent or "")
+        name = f"{beside.operator} {peer.name}"
+        if peer.absent:
+            if name not in self.told:
+                self.told.add(name)
+                yield timing
+            return
+
+        def make() -> Timed:
+            timing.error = self._error(member, beside.causal, peer)
+            return Timed(peer.prepare(ours), ours.learned, peer.forward_only)
+
+        if self._time(timing, make, name) is not None:
+            timing.operations, timing.bytes, timing.floor = beside.operations, beside.bytes, beside.floor
+            timing.limit = beside.limit
+        yield timing
+
+    def _error(self, member: Member, causal: bool, peer: Peer | None) -> float:
+        """The largest difference from the float64 reference on the same numbers, as a share of the largest output."""
+        key = f"{member.family}/{member.op.name} {peer.name if peer else 'ours'}"
+        if key not in self.errors:
+            truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True).forward()
+            call = Call(member, CHECKED, causal, self.setting, self.impl)
+            found = call.forward()
+            if peer is not None:
+                try:
+                    found = Timed(peer.prepare(call), ()).forward()
+                except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+                    # another version of a package than we know may fail in any of these ways
+                    raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
+            self.errors[key] = float((found.double() - truth).abs().max() / truth.abs().max())
+        return self.errors[key]
+
+    def _time(self, timing: Timing, make: Callable[[], Timed], name: str) -> Timed | None:
+        """Fills in error, seconds and note; None if it could not even be called."""
+        setting = self.setting
+        if name in self.slow:
+            timing.note = f"left out: {self.slow[name]} at a shorter length"
+            return None
+        try:
+            call = make()
+            if timing.error is not None and not timing.error <= TOLERANCE[setting.dtype]:
+                timing.note = f"wrong by {timing.error:.1g}, not timed"
+                return None
+            # the first call chooses, compiles and makes what is kept with a mask
+            call.forward()
+            timing.forward = _seconds(call.forward, setting.device, patience=setting.patience)
+        except (ValueError, RuntimeError) as error:
+            self._failed(timing, error, name)
+            return None
+        timing.note = call.forward_only if setting.backward else ""
+        try:
+            if setting.backward and not call.forward_only:
+                timing.both = _seconds(call.both, setting.device, patience=setting.patience)
+        except (ValueError, RuntimeError) as error:
+            self._failed(timing, error, name)
+        if max(timing.forward, timing.both or 0) > setting.patience:
+            self.slow[name] = f"over {setting.patience:g} s"
+        return call
+
+    def _failed(self, timing: Timing, error: Exception, name: str) -> None:
+        timing.note = _line(error)
+        # a length can be wrong for a pattern; what a machine cannot do at one length it cannot do at a longer one
+        if isinstance(error, RuntimeError):
+            self.slow[name] = "failed"
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            timing.note = self.slow[name] = "out of memory"
+            if self.setting.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
-def _account(timing: Timing, member: Member, setting: Setting, device: Device) -> None:
-    """What the algorithm must do, and how long the device would need for it."""
-    length = timing.length
-    shape = Shape(
-        setting.batch, length, length, setting.heads, setting.heads, setting.width, setting.width, timing.causal,
-        setting.dtype, setting.device,
-    )  # fmt: skip
-    found = estimate(member.op, shape, device)
-    timing.operations, timing.bytes = found.operations, found.bytes
-    if not member.op.masks:
-        # what a static pattern leaves out depends on its mask, which the count of an operator does not know
-        timing.floor, timing.limit = found.seconds, found.limit
-    timing.passes = passes(member.op.cascade, running=True) if member.op.cascade else None
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    about = Path("/proc/meminfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _seconds(f: Callable[[], object], device: torch.device, *, patience: float = math.inf, least: float = 0.2) -> float:
@@ -219,90 +255,3 @@ def _once(f: Callable[[], object], device: torch.device) -> float:
     begun = now(device)
     f()
     return now(device) - begun
-
-
-def _sizes(length: int, setting: Setting, dtype: torch.dtype) -> Sizes:
-    return Sizes(
-        torch.Generator().manual_seed(0),
-        dtype,
-        batch=setting.batch,
-        queries=length,
-        keys=length,
-        heads=setting.heads,
-        key_heads=setting.heads,
-        width=setting.width,
-        value_width=setting.width,
-        grid=grid(length),
-    )
-
-
-def grid(length: int) -> tuple[int, int]:
-    """The squarest grid of so many tokens."""
-    side = math.isqrt(length)
-    while length % side:
-        side -= 1
-    return side, length // side
-
-
-def _qkv(length: int, setting: Setting) -> tuple[Tensor, ...]:
-    return tuple(x.to(setting.device) for x in _sizes(length, setting, setting.dtype).qkv())
-
-
-def _arguments(member: Member, sizes: Sizes) -> tuple[list[Tensor], dict[str, Any], dict[str, Any]]:
-    """q, k, v; the tensors beside them that are learned; and the rest."""
-    example: Example = member.op.example(sizes)
-    own = sizes.qkv()
-    qkv = [a if b is None else b for a, b in zip(own, (example.q, example.k, example.v))]
-    # agent's tables are an option, and of the size of a test
-    optional = member.op.name == "agent"
-    tensors = {} if optional else {**example.per_query, **example.per_key, **example.parameters}
-    # options of an example fit tests; at length the operator's own defaults are meant
-    must = {
-        name
-        for name, parameter in inspect.signature(member.function).parameters.items()
-        if parameter.default is inspect.Parameter.empty
-    }
-    options = {name: value for name, value in example.options.items() if name in must}
-    if member.op.name in _OPTIONS:
-        options |= _OPTIONS[member.op.name](sizes.keys, sizes.grid)
-    return qkv, tensors, options
-
-
-def _our_call(member: Member, length: int, causal: bool, setting: Setting, impl: str) -> _Call:
-    qkv, tensors, options = _arguments(member, _sizes(length, setting, setting.dtype))
-    qkv = [x.to(setting.device) for x in qkv]
-    tensors = {name: x.to(setting.device) for name, x in tensors.items()}
-    options = {name: x.to(setting.device) if isinstance(x, Tensor) else x for name, x in options.items()}
-    mask = CAUSAL if causal else None
-
-    def output() -> Tensor:
-        return member.function(*qkv, **tensors, **options, mask=mask, impl=impl)[0]
-
-    learned = [x for x in (*qkv, *tensors.values()) if x.is_floating_point()]
-    call = _Call(output, learned, setting)
-    call.qkv, call.tensors = qkv, tensors
-    return call
-
-
-def _their_call(peer: Peer, ours: _Call, setting: Setting) -> _Call:
-    return _Call(lambda: peer.call(*ours.qkv, **ours.tensors), ours.inputs, setting)
-
-
-def _error(member: Member, causal: bool, setting: Setting, impl: str) -> float:
-    """The largest difference from the float64 reference on the same numbers, as a share of the largest output."""
-    sizes = _sizes(CHECKED, setting, setting.dtype)
-    qkv, tensors, options = _arguments(member, sizes)
-    mask = CAUSAL if causal else None
-
-    def put(x: Any, dtype: torch.dtype | None) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.to(setting.device, dtype if x.is_floating_point() else None)
-
-    def output(dtype: torch.dtype | None, impl: str) -> Tensor:
-        given = {name: put(x, dtype) for name, x in {**tensors, **options}.items()}
-        return member.function(*(put(x, dtype) for x in qkv), **given, mask=mask, impl=impl)[0].double()
-
-    with torch.no_grad():
-        truth = output(torch.float64, "reference")
-        return float((output(None, impl) - truth).abs().max() / truth.abs().max())

@@ -1,4 +1,7 @@
-"""Other people's kernels for the same operators, as far as they are installed: flash-linear-attention and NATTEN."""
+"""Other people's kernels for the same operators: FlexAttention, flash-linear-attention, NATTEN.
+
+Who cannot run a case is named with the reason; nobody's plain form is timed in the place of a kernel.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,95 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from gnomon.eval.bench.kernel_calls import Call
+from gnomon.kernels.masks.flex import block_mask
+from gnomon.kernels.members import Member
 
 
 @dataclass(frozen=True)
 class Peer:
+    """prepare: from a call of ours that has run, theirs on the same tensors. absent: why there is nothing to run;
+    failing: what to say when it does not run. forward_only: why it has no backward.
+    """
+
     name: str
-    call: Callable[..., Tensor]
+    prepare: Callable[[Call], Callable[[], Tensor]]
+    absent: str | None = None
+    failing: str = "does not run here"
+    forward_only: str = ""
 
 
 _NORMED = {"use_qk_l2norm_in_kernel": True}
-# Per operator: package, module, function, how our tensors are called there, and what to ask for besides.
-_KNOWN: dict[str, tuple[str, str, str, dict[str, str], dict[str, object]]] = {
-    "lightning": ("fla", "fla.ops.simple_gla", "chunk_simple_gla", {"decay": "g_gamma"}, {"scale": 1.0}),
-    "gla": ("fla", "fla.ops.gla", "chunk_gla", {"g": "g"}, {}),
-    "deltanet": ("fla", "fla.ops.delta_rule", "chunk_delta_rule", {"beta": "beta"}, _NORMED),
-    "gated_deltanet": (
-        "fla", "fla.ops.gated_delta_rule", "chunk_gated_delta_rule", {"g": "g", "beta": "beta"}, _NORMED
-    ),
-    "kda": ("fla", "fla.ops.kda", "chunk_kda", {"g": "g", "beta": "beta"}, _NORMED),
-}  # fmt: skip
+# Of flash-linear-attention, per operator: module, function, how our tensors are called there, what to ask for besides.
+_LINEAR: dict[str, tuple[str, str, dict[str, str], dict[str, object]]] = {
+    "plain": ("fla.ops.linear_attn", "chunk_linear_attn", {}, {"normalize": False}),
+    "lightning": ("fla.ops.simple_gla", "chunk_simple_gla", {"decay": "g_gamma"}, {"scale": 1.0}),
+    "gla": ("fla.ops.gla", "chunk_gla", {"g": "g"}, {}),
+    "deltanet": ("fla.ops.delta_rule", "chunk_delta_rule", {"beta": "beta"}, _NORMED),
+    "gated_deltanet": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule", {"g": "g", "beta": "beta"}, _NORMED),
+    "kda": ("fla.ops.kda", "chunk_kda", {"g": "g", "beta": "beta"}, _NORMED),
+}
 
 
-def peers(operator: str) -> list[Peer]:
-    """Those that are installed."""
-    if operator not in _KNOWN:
-        return []
-    package, module, function, names, more = _KNOWN[operator]
+def peers(member: Member, causal: bool, device: torch.device) -> list[Peer]:
+    """All that know the operator."""
+    name, found = member.op.name, []
+    # operators that are softmax attention under a mask and nothing else
+    if name == "exact" or (member.family == "sparse" and "flex" in member.op.impls):
+        compiled, only = "not compiled here, and eager is not timed", "no backward on the CPU"
+        found.append(Peer("FlexAttention", _flex, None, compiled, only if device.type == "cpu" else ""))
+    if name in _LINEAR:
+        found.append(Peer(f"fla {_LINEAR[name][1]}", lambda call: _linear(call, name), _absent("fla", device)))
+    if name == "neighborhood":
+        # it has causal axes, which is another thing than causal order along the tokens
+        absent = "no such mask: causal along the tokens" if causal else _absent("natten", device)
+        found.append(Peer("NATTEN", _natten, absent))
+    return found
+
+
+def _absent(package: str, device: torch.device) -> str | None:
     if importlib.util.find_spec(package) is None:
-        return []
+        return f"{package} is not installed"
+    return None if device.type == "cuda" else f"{package}: its kernels are for GPUs"
 
-    def call(q: Tensor, k: Tensor, v: Tensor, **tensors: Tensor) -> Tensor:
-        theirs = {names[name]: -x if name == "decay" else x for name, x in tensors.items()}
-        return getattr(importlib.import_module(module), function)(q, k, v, **theirs, **more)[0]
 
-    return [Peer(f"{package} {function}", call)]
+def _flex(call: Call) -> Callable[[], Tensor]:
+    """Compiled; fullgraph, so that what cannot be compiled is an error and not run eagerly."""
+    assert call.chosen is not None
+    blocks = block_mask(call.chosen.mask, heads=call.chosen.shape.heads)
+    # shapes compiled before count against a limit beyond which torch stops compiling
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def output() -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in call.qkv)
+        return compiled(q, k, v, block_mask=blocks).transpose(1, 2)
+
+    return output
+
+
+def _linear(call: Call, name: str) -> Callable[[], Tensor]:
+    module, function, names, more = _LINEAR[name]
+    run = getattr(importlib.import_module(module), function)
+
+    def output() -> Tensor:
+        theirs = {names[own]: -x if own == "decay" else x for own, x in call.tensors.items()}
+        return run(*call.qkv, **theirs, **more)[0]
+
+    return output
+
+
+def _natten(call: Call) -> Callable[[], Tensor]:
+    """Their tokens are on the grid: (B,h,w,H,D)."""
+    grid, window = call.options["grid"], call.options["window"]
+    run = getattr(importlib.import_module("natten.functional"), f"na{len(grid)}d")
+
+    def output() -> Tensor:
+        q, k, v = (x.unflatten(1, grid) for x in call.qkv)
+        return run(q, k, v, kernel_size=tuple(window)).flatten(1, len(grid))
+
+    return output

@@ -12,7 +12,7 @@ Shapes: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K width of ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -112,18 +112,22 @@ def decayed(rows: Tensor, k: Tensor, g: Tensor | None) -> Tensor:
     """(...,C,C): rows_i . exp(g_{j+1} + ... + g_i) k_j where j <= i, else 0. g finite, (...,C,1) or (...,C,K).
 
     Sums of log decays are only ever made of the terms that they need, never as differences of longer ones: no decay is
-    too strong, and no exponent is positive. For vectors, a pair meets at the one halving of the chunk that parts it:
-    j decays up to the middle, i from the middle on.
+    too strong, and no exponent is positive. For vectors, a pair meets in the smallest block of 2, 4, 8, ... tokens that
+    holds both: j decays up to its middle, i from the middle on.
     """
     if g is None:
         return (rows @ k.mT).tril()
     if g.shape[-1] == 1:
         return (rows @ k.mT) * _spans(g[..., 0]).exp()
-    o = torch.diag_embed((rows * k).sum(-1))
-    for sums, pairs in _halvings(k.shape[-2], g):
-        decay = (sums @ g).exp()
-        o = o + ((rows * decay) @ (k * decay).mT) * pairs
-    return o
+    o = (rows * k).sum(-1)[..., None, None]
+    while (size := o.shape[-1]) < k.shape[-2]:
+        (_, late), (early, _) = _halves(rows, size), _halves(k, size)
+        before, after = _halves(g, size)
+        until = pad(before[..., 1:, :].flip(-2).cumsum(-2).flip(-2), (0, 0, 0, 1))
+        across = (late * after.cumsum(-2).exp()) @ (early * until.exp()).mT
+        first, second = o.unflatten(-3, (-1, 2)).unbind(-3)
+        o = torch.cat([torch.cat([first, torch.zeros_like(first)], -1), torch.cat([across, second], -1)], -2)
+    return o[..., 0, :, :]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -219,10 +223,11 @@ def cost(*, gates: str = "none", delta: bool = False) -> Callable[[Shape], Cost]
     def count(shape: Shape) -> Cost:
         rows, width, out = shape.batch * shape.heads * shape.queries, shape.width, shape.value_width
         # the state is read and written once; half of the products in a chunk are used
-        operations = 4 * width * out + CHUNK * (width + out)
+        near = min(CHUNK, shape.queries)
+        operations = 4 * width * out + near * (width + out)
         if delta:
-            operations += 2 * width * out + CHUNK * (2 * width + out)
-        exponentials = {"none": 0, "scalar": 2 + CHUNK, "vector": width * (2 + math.log2(FINE))}[gates]
+            operations += 2 * width * out + near * (2 * width + out)
+        exponentials = {"none": 0, "scalar": 2 + near, "vector": width * (2 + math.log2(FINE))}[gates]
         companions = {"none": 0, "scalar": 1, "vector": width}[gates] + delta
         size = torch.finfo(shape.dtype).bits // 8
         return Cost(rows * operations, rows * (size * 2 * (width + out) + 4 * companions), rows * exponentials)
@@ -247,13 +252,6 @@ def _spans(g: Tensor) -> Tensor:
     return g[..., None].expand(*g.shape, size).tril(-1).cumsum(-2).masked_fill(future, -torch.inf)
 
 
-def _halvings(size: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """For blocks of size, size/2, ... 2: the gates between a token and the middle of its block; the pairs it parts."""
-    i, j = torch.arange(size, device=like.device)[:, None], torch.arange(size, device=like.device)
-    block = size
-    while block > 1:
-        middle = i // block * block + block // 2
-        late = i >= middle
-        between = torch.where(late, (middle <= j) & (j <= i), (i < j) & (j < middle))
-        yield between.to(like.dtype), (late & (j < middle) & (j >= middle - block // 2)).to(like.dtype)
-        block //= 2
+def _halves(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """(...,C,K) to the first and the second halves (...,C/2s,s,K) of its blocks of 2 s tokens."""
+    return x.unflatten(-2, (-1, 2, size)).unbind(-3)

@@ -51,11 +51,12 @@ def quadratic(
     return base.divided(sums).to(dtype), {"s": state["s"] + torch.einsum("bkhf,bkhv->bhfv", taylor(k), values)}
 
 
-def taylor(x: Tensor) -> Tensor:
+def taylor(x: Tensor, dim: int = -1) -> Tensor:
     """Features whose products are 1 + q k + (q k)^2 / 2."""
-    a, b = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    pairs = x[..., a] * x[..., b]
-    return torch.cat([torch.ones_like(x[..., :1]), x, torch.where(a == b, pairs * 0.5**0.5, pairs)], -1)
+    a, b = torch.triu_indices(x.shape[dim], x.shape[dim], device=x.device)
+    weight = torch.where(a == b, x.new_tensor(0.5**0.5), 1).view(-1, *[1] * (-1 - dim))
+    pairs = x.index_select(dim, a) * x.index_select(dim, b) * weight
+    return torch.cat([torch.ones_like(x.narrow(dim, 0, 1)), x, pairs], dim)
 
 
 def by_features(core: Callable[..., Result]) -> Callable[..., Result]:
@@ -64,6 +65,25 @@ def by_features(core: Callable[..., Result]) -> Callable[..., Result]:
         return base.normalized(core, taylor(q.to(wide) * scale), taylor(k.to(wide)), v, state=state, block=block)
 
     return call
+
+
+def chunk(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int) -> Result:
+    """Block after block: inside of it weights as they are, before it features, which only ever exist for one block."""
+    wide, dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
+    # channels before tokens: to pick one is then to copy a row
+    queries, keys = ([x.permute(0, 2, 3, 1) for x in y.split(block, 1)] for y in (q.to(wide) * scale, k.to(wide)))
+    values = [x.transpose(1, 2) for x in base.with_one(v.to(wide)).split(block, 1)]
+    if state is None:
+        s = sum(taylor(key, -2) @ value for key, value in zip(keys, values))
+        sums = [taylor(query, -2).mT @ s for query in queries]
+    else:
+        s, sums = state["s"], []
+        for query, key, value in zip(queries, keys, values):
+            t = query.mT @ key
+            sums.append((1 + t + t**2 / 2).tril() @ value + taylor(query, -2).mT @ s)
+            s = s + taylor(key, -2) @ value
+        state = {"s": s}
+    return base.divided(torch.cat(sums, 2).transpose(1, 2)).to(dtype), state
 
 
 def features(width: int) -> int:
@@ -75,8 +95,10 @@ def start(shape: Shape) -> State:
 
 
 def cost(shape: Shape) -> Cost:
-    through = base.cost()(replace(shape, width=features(shape.width), value_width=shape.value_width + 1))
-    return Cost(through.operations, base.cost()(shape).bytes)
+    out = shape.value_width + 1
+    near = min(base.CHUNK, shape.queries) if shape.causal else 0
+    operations = 4 * features(shape.width) * out + near * (shape.width + out)
+    return Cost(shape.batch * shape.heads * shape.queries * operations, base.cost()(shape).bytes)
 
 
 def long(sizes: Sizes) -> Example:
@@ -86,7 +108,7 @@ def long(sizes: Sizes) -> Example:
 
 OP = Op(
     name="based",
-    impls={"reference": Impl(quadratic), **base.impls(by_features)},
+    impls={"reference": Impl(quadratic), **base.impls(by_features), "chunk": Impl(chunk)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,

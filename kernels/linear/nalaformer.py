@@ -51,7 +51,10 @@ def signed(x: Tensor) -> Tensor:
 
 def feature_q(q: Tensor, eps: float) -> Tensor:
     norm = q.norm(dim=-1, keepdim=True)
-    return signed(q / norm.clamp(min=eps)) ** (3 * (0.5 + norm.tanh()))
+    direction = q / norm.clamp(min=eps)
+    # a power costs much more than its place
+    size = direction.abs() ** (3 * (0.5 + norm.tanh()))
+    return torch.cat([size * (direction > 0), size * (direction < 0)], -1)
 
 
 def attend(

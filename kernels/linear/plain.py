@@ -66,9 +66,9 @@ def moments(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, stat
         s = torch.einsum("bkhd,bkhv->bhdv", k.to(wide), v.to(wide))
         return torch.einsum("bqhd,bhdv->bqhv", q.to(wide) * scale, s).to(q.dtype), None
     outputs = []
-    for start in range(0, q.shape[1], block):
-        here = slice(start, start + block)
-        o, state = quadratic(q[:, here], k[:, here], v[:, here], causal=causal, scale=scale, state=state, block=block)
+    # split and not sliced: the gradients of slices are each as long as the whole
+    for here in zip(*(x.split(block, 1) for x in (q, k, v))):
+        o, state = quadratic(*here, causal=causal, scale=scale, state=state, block=block)
         outputs.append(o)
     return torch.cat(outputs, 1), state
 
@@ -81,7 +81,7 @@ def cost(shape: Shape) -> Cost:
     rows = shape.batch * shape.heads * shape.queries
     size = torch.finfo(shape.dtype).bits // 8
     # causal: inside a block of 64 the products too
-    inside = 64 * (shape.width + shape.value_width) if shape.causal else 0
+    inside = min(64, shape.queries) * (shape.width + shape.value_width) if shape.causal else 0
     operations = rows * (4 * shape.width * shape.value_width + inside)
     return Cost(operations, size * (2 * rows * shape.width + 2 * rows * shape.value_width))
 

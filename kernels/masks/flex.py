@@ -6,49 +6,62 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import pad
 
 from gnomon.kernels.mask import Bound
+from gnomon.kernels.masks.blocks import block_lists
+from gnomon.kernels.masks.tokens import Tokens
 
 
 class _Pair:
     """One query and one key; all members are scalars, FlexAttention maps over them."""
 
-    def __init__(self, bound: Bound, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> None:
-        self.bound, self.row, self.head, self.query, self.key = bound, row, head, query, key
+    def __init__(self, queries: Tokens, keys: Tokens, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> None:
+        self.queries, self.keys, self.row, self.head, self.query, self.key = queries, keys, row, head, query, key
 
     def q(self, name: str) -> Tensor:
         if name in ("row", "index"):
             return self.row if name == "row" else self.query
-        values = self.bound.q[name]
+        values = self.queries[name]
         return values[self.row % values.shape[0], self.query]
 
     def k(self, name: str) -> Tensor:
         if name == "index":
             return self.key
-        values = self.bound.k[name]
+        values = self.keys[name]
         return values[self.row % values.shape[0], self.key]
 
 
 def mask_mod(bound: Bound) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    # what is compiled for the CPU cannot read strided fields
+    q, k = (Tokens({name: x.contiguous() for name, x in side.fields.items()}) for side in (bound.q, bound.k))
+
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return bound.rule.allow(_Pair(bound, row, head, query, key))
+        return bound.rule.allow(_Pair(q, k, row, head, query, key))
 
     return allowed
 
 
 def block_mask(bound: Bound, *, heads: int, block: int = 128) -> BlockMask:
-    """The BlockMask of a rule, kept with it."""
+    """The BlockMask of a rule, kept with it; made strip by strip, as torch's own maker holds all pairs at once."""
     wanted = ("flex", heads, block)
     if wanted not in bound.cache:
-        bound.cache[wanted] = create_block_mask(
-            mask_mod(bound),
-            B=bound.rows if bound.rows > 1 else None,
-            H=heads if bound.rule.per_head else None,
-            Q_LEN=bound.q.length,
-            KV_LEN=bound.k.length,
-            device=str(bound.q["p"].device),
+        lists = block_lists(bound, heads=heads, block_q=block, block_k=block)
+        columns = -(-bound.k.length // block)
+
+        def padded(index: Tensor) -> Tensor:
+            """As many columns as there are blocks of keys: BlockMask asks for them to transpose the lists."""
+            return pad(index, (0, columns - index.shape[-1]))
+
+        bound.cache[wanted] = BlockMask.from_kv_blocks(
+            lists.partial_count,
+            padded(lists.partial_index),
+            lists.full_count,
+            padded(lists.full_index),
             BLOCK_SIZE=block,
+            mask_mod=mask_mod(bound),
+            seq_lengths=lists.size,
         )
     found = bound.cache[wanted]
     assert isinstance(found, BlockMask)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from gnomon.vlm.heads import base
 from gnomon.vlm.heads.base import Rotation, frobenius, geodesic
 from gnomon.vlm.part import build
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[1] / "properties.py")))
 LIMIT = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
@@ -101,7 +98,7 @@ def test_gradient_is_that_of_differences(cls):
 
 
 @every
-def test_turning_the_frame_turns_the_reading(cls):
+def test_turning_the_frame_turns_the_reading(properties, cls):
     """Reading Q R back is Q times reading R back: no frame is preferred."""
     frames, some = properties.rotations(4), known(20, torch.float64)
     properties.assert_equivariant(

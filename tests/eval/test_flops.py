@@ -5,7 +5,11 @@ import torch
 
 from gnomon.eval.flops import Decoder
 from gnomon.vlm.hf import CausalLM
-from gnomon.vlm.layout import TokenLayout
+from gnomon.vlm.layout import Kind, TokenLayout
+from gnomon.vlm.mixers.based import Based
+from gnomon.vlm.mixers.deltanet import DeltaNet
+from gnomon.vlm.mixers.gla import GLA
+from gnomon.vlm.mixers.lolcats import LoLCATs
 
 BASE = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -53,3 +57,96 @@ def test_causal_attention_is_the_lower_triangle():
     linear = shape.layer(5, 0)
     assert shape.prefill([5], causal=True) - linear == 2 * pairs * 2 * 8
     assert shape.prefill([5]) - linear == 2 * 25 * 2 * 8
+
+
+def made(*, operators: list[dict] | None = None) -> CausalLM:
+    torch.manual_seed(0)
+    return CausalLM(config=BASE | MODELS["llama"], operators=operators or ()).eval()
+
+
+@torch.no_grad()
+def test_an_operator_that_is_softmax_attention_counts_as_it(flop_counter):
+    lm = made(operators=[{"name": "exact", "layers": [0, 2]}])
+    shape = Decoder.of(lm)
+    with flop_counter() as counter:
+        lm(torch.randn(1, 50, 64), TokenLayout.text(1, 50))
+    assert shape.prefill([50] * 3) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert shape.prefill([50] * 3, causal=True) < shape.prefill([50] * 3)
+    assert shape.step([51] * 3) == Decoder.of(made()).step([51] * 3)
+    assert shape.cache_bytes([50] * 3, 4) == Decoder.of(made()).cache_bytes([50] * 3, 4)
+
+
+def test_a_pattern_counts_the_pairs_that_it_lets_through():
+    """Three words, an image of 5 x 4, two words; cells of the image see 3 x 3 of it, as far as they come first."""
+    words = [(Kind.TEXT, -1, -1, -1)]
+    line = words * 3 + [(Kind.IMAGE, 0, y, x) for y in range(5) for x in range(4)] + words * 2
+    table = torch.tensor(line)[None]
+    layout = TokenLayout(table[..., 0], table[..., 1], table[..., 2:], torch.arange(25)[None])
+
+    def near(a: int, b: int, extent: int) -> bool:
+        return 0 <= b - min(max(a - 1, 0), extent - 3) < 3
+
+    def seen(q: int, k: int) -> bool:
+        (_, image, y, x), (_, other, v, u) = line[q], line[k]
+        return image < 0 or other < 0 or (near(y, v, 5) and near(x, u, 4))
+
+    pairs = sum(seen(q, k) for q in range(25) for k in range(q + 1))
+    lm = made(operators=[{"name": "neighborhood", "options": {"window": [3, 3]}, "layers": [1]}])
+    found, dense = Decoder.of(lm, layout), Decoder.of(made())
+    spared = dense.prefill([25] * 3, causal=True) - found.prefill([25] * 3, causal=True)
+    assert spared == pytest.approx((25 * 26 / 2 - pairs) * 4 * 4 * 16) and spared > 0
+    # a word behind an image sees all of it
+    assert found.step([26] * 3) == dense.step([26] * 3)
+    # text is seen at distances of 0, 1, 2, 4, 8: the last of nine words sees five
+    lm = made(operators=[{"name": "power", "options": {"block": 1, "local": 1, "first": 0}, "layers": [0, 1]}])
+    pairs = sum((q - k) & (q - k - 1) == 0 for q in range(9) for k in range(q + 1))
+    spared = dense.prefill([9] * 3, causal=True) - Decoder.of(lm).prefill([9] * 3, causal=True)
+    assert spared == pytest.approx(2 * (45 - pairs) * 4 * 4 * 16)
+    assert dense.step([9] * 3) - Decoder.of(lm).step([9] * 3) == 2 * (9 - 5) * 4 * 4 * 16
+
+
+# Per token and head, at 128 tokens and a head width of 16: what a state takes to write and to read, and the half of a
+# chunk of 64 that a token sees; the delta rule reads the state once more and solves for its values.
+NEAR = 64
+MIXERS = {
+    "gla": (GLA, 4 * 16 * 16 + NEAR * 32),
+    "deltanet": (DeltaNet, 6 * 16 * 16 + NEAR * (32 + 48)),
+    # 1 + 8 + 36 features, and the sum of the weights beside the values
+    "based": (lambda layers: Based(layers, feature=8), 4 * 45 * 17 + NEAR * (8 + 17)),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@torch.no_grad()
+def test_a_mixer_counts_its_maps_and_its_operator(name, flop_counter):
+    mixer, inside = MIXERS[name]
+    lm = made()
+    lm.mix([mixer([0, 2])])
+    shape = Decoder.of(lm)
+    with flop_counter() as counter:
+        lm(torch.randn(1, 128, 64), TokenLayout.text(1, 128))
+    counted = {key.partition("layers.0.")[2]: sum(v.values()) for key, v in counter.get_flop_counts().items()}
+    seat = lm.layers[0].self_attn
+    modules = [key for key, module in seat.named_modules() if isinstance(module, torch.nn.Linear)]
+    maps = sum(counted[f"self_attn.{key}"] for key in modules)
+    convolved = sum(2 * 128 * p.numel() for key, p in seat.named_parameters() if ".convs." in key)
+    feed_forward = 2 * 128 * 3 * 64 * 96
+    mixed = maps + convolved + feed_forward + 128 * 4 * inside
+    softmax = Decoder.of(made()).prefill([128])
+    assert shape.prefill([128] * 3) == 2 * mixed + softmax
+    assert shape.prefill([128] * 3, causal=True) < shape.prefill([128] * 3)
+
+
+@pytest.mark.parametrize("mixer", [GLA, DeltaNet, Based, LoLCATs])
+@torch.no_grad()
+def test_what_mixers_remember(mixer):
+    lm = made()
+    lm.mix([mixer([0, 2])])
+    state = lm.new_state()
+    lm(torch.randn(1, 70, 64), TokenLayout.text(1, 70), state)
+    kept = sum(x.nbytes for i in (0, 2) for x in state.layers[i].memory.values())
+    kept += state.layers[1].keys.nbytes + state.layers[1].values.nbytes
+    shape = Decoder.of(lm)
+    assert shape.cache_bytes([70] * 3, 4) == kept
+    # one more token costs the same, however many there were
+    assert shape.step([70] * 3) - shape.step([50] * 3) == 20 * 4 * 4 * 16

@@ -10,6 +10,7 @@ from gnomon.eval.bench.synthetic import prompt
 from gnomon.eval.flops import Decoder
 from gnomon.vlm.connectors.pixel_shuffle import PixelShuffle
 from gnomon.vlm.layout import Kind
+from gnomon.vlm.mixers.gla import GLA
 from gnomon.vlm.reduction.fastv import FastV
 from gnomon.vlm.reduction.peap_fast import PEAPFast
 from gnomon.vlm.reduction.pyramiddrop import PyramidDrop
@@ -51,6 +52,14 @@ def test_the_models_own_reducers_are_back_afterwards(tiny):
     own = model.reducers
     found = measure(model, {}, visual=16, text=4, new=1, repeats=1)
     assert model.reducers is own and found[0].lengths == [20] * 4
+
+
+def test_a_mixer_keeps_a_memory_and_no_keys(tiny):
+    model = tiny(lm=LAYERS, mixers=[GLA([1, 3], rank=4)])
+    (found,) = measure(model, {}, visual=16, text=4, new=2, rows=2, repeats=1)
+    assert found.lengths == [20] * 4 and found.cached == [20, 0, 20, 0]
+    assert found.cache_bytes == 2 * Decoder.of(model.lm).cache_bytes(found.lengths, 4)
+    assert len(found.decode) == 1
 
 
 def test_inside_the_encoder_is_another_matter(tiny):

@@ -1,4 +1,4 @@
-"""`gnomon bench kernels`: what is timed is what was checked, what is wrong or too slow is said."""
+"""`gnomon bench kernels`: what is timed is what was checked; what is wrong, too slow or too large is said."""
 
 from __future__ import annotations
 
@@ -10,21 +10,45 @@ import torch
 
 from gnomon.cli.main import main
 from gnomon.eval.bench import kernels
-from gnomon.eval.bench.kernels import Setting, Timing, grid, run
+from gnomon.eval.bench.kernel_calls import Setting, grid
+from gnomon.eval.bench.kernels import Timing, no_room, run
+from gnomon.eval.bench.peers import Peer
 from gnomon.eval.names import operators
+from gnomon.kernels.analysis.roofline import Device
 from gnomon.kernels.op import Impl
 
 SETTING = Setting(1, 2, 8, torch.float32, torch.device("cpu"), True, 60.0)
 
 
-def timings(names: list[str], setting: Setting = SETTING, found=None) -> list[Timing]:
-    return list(run(found or operators(names), [kernels.CHECKED], setting))
+def timings(names: list[str], setting: Setting = SETTING, found=None, lengths=(kernels.CHECKED,)) -> list[Timing]:
+    return list(run(found or operators(names), lengths, setting, device=Device(1e9, 1e9), others=False))
+
+
+def failing(name: str, *, call):
+    """An operator whose chunked form is replaced."""
+    (member,) = operators([name])
+
+    def function(*args, impl: str, **named):
+        return member.function(*args, impl=impl, **named) if impl == "reference" else call(*args, **named)
+
+    return replace(member, function=function)
 
 
 def test_every_operator_runs_and_is_right():
     found = timings([], replace(SETTING, backward=False))
     assert {t.operator for t in found if t.forward is None} == set(), [t.note for t in found if t.forward is None]
     assert all(t.error < 1e-4 for t in found if not t.operator.startswith("dense"))
+    assert all(t.operations > 0 and t.bytes > 0 and t.floor > 0 for t in found)
+
+
+def test_what_is_counted_is_what_was_called():
+    """Two heads 8 wide: all pairs, half of them, those on rows of 16; BASED has queries and keys of its own width."""
+    found = {t.operator: t for t in timings(["exact", "axial", "based"])}
+    dense = 4 * 2 * 8 * 256**2
+    assert found["softmax/exact"].operations == dense / 2
+    assert found["sparse/axial"].operations == pytest.approx(dense / 16) and not found["sparse/axial"].causal
+    assert found["linear/based"].operations == 2 * 256 * (4 * (1 + 16 + 136) * 9 + 64 * (16 + 9))
+    assert found["linear/based"].note == "queries and keys 16 wide"
 
 
 def test_a_wrong_operator_is_not_timed():
@@ -42,9 +66,55 @@ def test_a_wrong_operator_is_not_timed():
 
 
 def test_what_is_too_slow_is_left_out_of_longer_lengths():
-    setting = replace(SETTING, patience=0.0)
-    found = [t for t in run(operators(["plain"]), [64, 128], setting) if t.operator == "linear/plain"]
-    assert found[0].forward and found[1].forward is None and "left out" in found[1].note
+    setting = replace(SETTING, patience=1e-9)
+    found = [t for t in timings(["plain"], setting, lengths=[64, 128]) if t.operator == "linear/plain"]
+    assert found[0].forward and found[1].forward is None
+    assert found[1].note == "left out: over 1e-09 s at a shorter length"
+
+
+def test_what_memory_does_not_hold_is_said_and_the_rest_goes_on():
+    assert no_room(64, SETTING) is None
+    found = timings(["plain"], lengths=[10**12, 64])
+    assert [t.length for t in found] == [64, 64, 64, 10**12] and found[2].forward
+    assert found[3].note.startswith("needs ") and "are free; use shorter lengths" in found[3].note
+
+    def call(q, k, v, **named):
+        if q.shape[1] > 64 and q.shape[1] != kernels.CHECKED:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return operators(["plain"])[0].function(q, k, v, **named)
+
+    found = timings([], found=[failing("plain", call=call), *operators(["gla"])], lengths=[64, 100, 128])
+    notes = [t.note for t in found if t.operator == "linear/plain"]
+    assert notes == ["", "out of memory", "left out: out of memory at a shorter length"]
+    assert all(t.forward and not t.note for t in found if t.operator == "linear/gla")
+
+
+def test_a_length_that_a_pattern_refuses_does_not_end_its_row():
+    found = [t for t in timings(["radial"], lengths=[60, 64]) if t.operator == "sparse/radial"]
+    assert found[0].forward is None and "grid" in found[0].note and found[1].forward and not found[1].note
+
+
+def test_peers_are_checked_before_they_are_timed(monkeypatch):
+    def broken(call):
+        raise TypeError("no argument 'scale'")
+
+    others = [
+        Peer("right", lambda call: call.output),
+        Peer("wrong", lambda call: lambda: 1.5 * call.output()),
+        Peer("elsewhere", lambda call: call.output, absent="not installed"),
+        Peer("broken", broken),
+        Peer("half", lambda call: call.output, forward_only="no backward"),
+    ]
+    monkeypatch.setattr(kernels, "peers", lambda *known: others)
+    found = list(run(operators(["plain"]), [64, 128], SETTING))
+    notes = {(t.implementation, t.length): t.note for t in found if t.operator == "linear/plain"}
+    assert notes["wrong", 64] == notes["wrong", 128] == "wrong by 0.5, not timed"
+    assert notes["elsewhere", 64] == "not installed" and ("elsewhere", 128) not in notes
+    assert notes["broken", 64] == "does not run here: no argument 'scale'"
+    assert notes["broken", 128] == "left out: failed at a shorter length"
+    timed = {t.implementation: t for t in found if t.length == 128 and t.forward}
+    assert set(timed) == {"sdpa", "chunk", "right", "half"}
+    assert timed["right"].both and timed["half"].both is None and timed["half"].note == "no backward"
 
 
 @pytest.mark.parametrize(("length", "wanted"), [(576, (24, 24)), (60, (6, 10)), (13, (1, 13))])
@@ -52,17 +122,64 @@ def test_grid(length, wanted):
     assert grid(length) == wanted
 
 
+def bench(*arguments: object) -> int:
+    return main(["bench", "kernels", "--ops", "lightning", "--heads", "2", *map(str, arguments)])
+
+
 def test_command_writes_a_table_and_json(tmp_path, capsys):
-    assert (
-        main(["bench", "kernels", "--ops", "lightning", "--lengths", "64", "--heads", "2", "--out", str(tmp_path)]) == 0
-    )
-    data = json.loads((tmp_path / "kernels.json").read_text())
+    assert bench("--lengths", 64, "--out", tmp_path / "new" / "folder") == 0
+    data = json.loads((tmp_path / "new" / "folder" / "kernels.json").read_text())
     ours = next(r for r in data["results"] if r["operator"] == "linear/lightning")
     assert ours["forward"] > 0 and ours["both"] > 0 and ours["dense_forward"] > 0 and ours["implementation"] == "chunk"
     told = capsys.readouterr().out
-    assert "| linear/lightning, causal | chunk | 64 |" in told and told in (tmp_path / "kernels.md").read_text() + told
+    assert "| linear/lightning, causal | chunk | 64 |" in told and "fla is not installed" in told
+    assert told == (tmp_path / "new" / "folder" / "kernels.md").read_text()
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **named):
+        yield Timing("linear/one", "chunk", 64, True, forward=1.0)
+        assert len(json.loads((tmp_path / "kernels.json").read_text())["results"]) == 1, "not written at once"
+        yield Timing("linear/two", "chunk", 64, True, forward=2.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernels, "run", interrupted)
+    assert bench("--out", tmp_path) == 130
+    told = capsys.readouterr()
+    assert told.err == f"gnomon: stopped; the 2 lines measured so far are in {tmp_path}\n"
+    assert [r["operator"] for r in json.loads((tmp_path / "kernels.json").read_text())["results"]] == [
+        "linear/one", "linear/two"
+    ]  # fmt: skip
+    assert told.out == (tmp_path / "kernels.md").read_text() and "| linear/two, causal |" in told.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.json", "kernels.md"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "run", lambda *args, **named: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    assert bench("--out", tmp_path / "file") == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"gnomon: {tmp_path / 'file' / 'kernels.json'} cannot be written (")
+    assert told.endswith("; use another --out\n") and told.count("\n") == 1
 
 
 def test_an_unknown_operator_is_named(capsys):
     assert main(["bench", "kernels", "--ops", "ligtning"]) == 2
     assert "operator 'ligtning' is unknown; did you mean 'lightning'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--lengths", "0", "'0' is not a whole number of 1 or more"),
+        ("--lengths", "-64", "'-64' is not a whole number of 1 or more"),
+        ("--lengths", "1e3", "'1e3' is not a whole number of 1 or more"),
+        ("--heads", "0", "'0' is not a whole number of 1 or more"),
+        ("--patience", "-1", "'-1' is no number of seconds above 0"),
+        ("--patience", "nan", "'nan' is no number of seconds above 0"),
+    ],
+)
+def test_numbers_that_are_none(option, value, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench(option, value)
+    assert stopped.value.code == 2 and capsys.readouterr().err.strip().endswith(f"argument {option}: {told}")

@@ -1,7 +1,3 @@
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +6,6 @@ from scipy.spatial import cKDTree
 from gnomon.eval.geometry import points
 from gnomon.eval.geometry.points import compare_clouds, nearest, point_map_error
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[2] / "properties.py")))
 GRID = np.stack(np.meshgrid(*[np.arange(4.0)] * 3), axis=-1).reshape(-1, 3)
 
 
@@ -73,7 +68,7 @@ def test_normal_consistency():
         assert found["normal_consistency"] == pytest.approx(0.8)
 
 
-def test_order_of_points_and_common_motion_do_not_matter():
+def test_order_of_points_and_common_motion_do_not_matter(properties):
     pair = torch.from_numpy(np.stack([cloud(0, 60), cloud(1, 60)]))
     values = lambda x: torch.tensor(list(compare_clouds(*x.numpy(), threshold=0.5).values()))  # noqa: E731
     properties.assert_permutes(lambda x: values(torch.stack([x, pair[1]])), pair[0], atol=1e-12)
@@ -91,7 +86,7 @@ def test_nothing_is_nan_and_rubbish_is_refused():
         compare_clouds(GRID * np.nan, GRID)
 
 
-def test_point_map_error():
+def test_point_map_error(properties):
     truth = np.random.default_rng(0).normal(size=(2, 4, 5, 3)) + np.array([0, 0, 5])
     mask = np.random.default_rng(1).random((2, 4, 5)) > 0.3
     assert point_map_error(1.1 * truth, truth, mask, align=False) == pytest.approx(0.1)

@@ -1,7 +1,3 @@
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +5,6 @@ from scipy.spatial.transform import Rotation as Reference
 
 from gnomon.eval.geometry.pose import PairErrors, ate, centres, focal_error, pair_errors, rotation_error, rpe
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[2] / "properties.py")))
 FORMS = ("textbook", "released")
 
 
@@ -53,7 +48,7 @@ def test_perfect_cameras(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_frame_and_scale_of_the_prediction_do_not_matter(form):
+def test_frame_and_scale_of_the_prediction_do_not_matter(properties, form):
     truth = cameras()
     guess = torch.from_numpy(noisy(truth))
     both = lambda x: torch.from_numpy(np.stack(list(vars(pair_errors(x.numpy(), truth, form=form)).values())))  # noqa: E731
@@ -131,7 +126,7 @@ def test_rotation_error_is_exact_near_its_ends():
         assert rotation_error(turn @ start, start) == pytest.approx(degrees, abs=1e-12)
 
 
-def test_ate():
+def test_ate(properties):
     truth = cameras()
     assert ate(truth, truth) < 1e-12
     group = properties.rigid(4, similar=True)[1:]

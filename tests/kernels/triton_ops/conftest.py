@@ -7,9 +7,12 @@ each runs it in a process of its own, interpreted on the CPU or, where there is 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+
+from gnomon.kernels.triton_ops.aot import SHARED_LIMIT, Build, report
 
 
 @pytest.fixture
@@ -21,3 +24,16 @@ def apart():
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def fits() -> Callable[[Iterable[Build], int], None]:
+    """Compiles kernels for a GPU that need not be there: they spill nothing and keep to its shared memory."""
+
+    def check(builds: Iterable[Build], capability: int) -> None:
+        for build in builds:
+            found = report(build, capability)
+            assert found.spills == 0, f"{build.kernel.__name__}: {found}"
+            assert found.shared <= SHARED_LIMIT[capability], f"{build.kernel.__name__}: {found}"
+
+    return check

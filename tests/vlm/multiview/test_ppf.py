@@ -1,14 +1,9 @@
 import math
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gnomon.vlm.multiview.ppf import point_pair_features
-
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[2] / "properties.py")))
 
 
 def oriented(count: int = 12) -> torch.Tensor:
@@ -23,10 +18,14 @@ def all_pairs(x: torch.Tensor) -> torch.Tensor:
     return point_pair_features(points[:, None], normals[:, None], points[None], normals[None])
 
 
-def carry(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    points, normals = x.unbind(-2)
-    g = g.to(x.dtype)
-    return torch.stack([properties.move(g, points), normals @ g[:3, :3].mT], dim=-2)
+@pytest.fixture
+def carry(properties):
+    def move(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        points, normals = x.unbind(-2)
+        g = g.to(x.dtype)
+        return torch.stack([properties.move(g, points), normals @ g[:3, :3].mT], dim=-2)
+
+    return move
 
 
 def test_by_hand():
@@ -36,13 +35,13 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_rigid_motions_change_nothing(dtype, atol):
+def test_rigid_motions_change_nothing(properties, carry, dtype, atol):
     x, group = oriented().to(dtype), properties.rigid(6)
     properties.assert_invariant(all_pairs, group, carry, x, atol=atol)
     properties.assert_closed(all_pairs, [*group] * 5, carry, lambda _, y: y, x, atol=atol)
 
 
-def test_a_mirror_image_looks_the_same_but_a_stretched_one_does_not():
+def test_a_mirror_image_looks_the_same_but_a_stretched_one_does_not(properties, carry):
     stretch = torch.eye(4, dtype=torch.float64)
     stretch[0, 0] = 2
     properties.assert_not_invariant(all_pairs, stretch, carry, oriented())

@@ -1,14 +1,10 @@
 import math
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gnomon.vlm.multiview.losses.camera import aligned_quaternion, log_scale, pose_rounds, reprojection, rigid
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[3] / "properties.py")))
 YES = torch.ones(1, 2, dtype=torch.bool)
 NO = torch.zeros(1, 2, dtype=torch.bool)
 NAN = float("nan")
@@ -18,9 +14,14 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def cameras(seed: int = 0) -> torch.Tensor:
-    """(1,2,3,4)"""
-    return torch.cat([properties.rotations(3, seed=seed)[None, 1:], draw(1, 2, 3, 1, seed=seed)], dim=-1)
+@pytest.fixture
+def cameras(properties):
+    """(1,2,3,4) by seed."""
+
+    def make(seed: int) -> torch.Tensor:
+        return torch.cat([properties.rotations(3, seed=seed)[None, 1:], draw(1, 2, 3, 1, seed=seed)], dim=-1)
+
+    return make
 
 
 def test_rounds_weigh_by_powers():
@@ -63,14 +64,14 @@ def test_rigid_by_hand():
     assert rigid(truth, truth, YES) == 0
 
 
-def test_rigid_does_not_depend_on_the_camera_frame():
+def test_rigid_does_not_depend_on_the_camera_frame(properties, cameras):
     """A turn of both camera frames (a rigid motion on the left) moves both alike."""
     both = torch.stack([cameras(0), cameras(1)])
     left = lambda g, x: torch.cat([g[:3, :3] @ x[..., :3], g[:3, :3] @ x[..., 3:] + g[:3, 3:]], dim=-1)  # noqa: E731
     properties.assert_invariant(lambda x: rigid(*x, YES), properties.rigid(5), left, both, atol=1e-10)
 
 
-def test_sign_of_a_quaternion_is_a_gauge():
+def test_sign_of_a_quaternion_is_a_gauge(properties):
     q, truth = draw(1, 2, 4), draw(1, 2, 4, seed=1)
     loss = lambda q: aligned_quaternion(q, truth, YES)  # noqa: E731
     properties.assert_invariant(loss, [-1.0], lambda g, q: g * q, q, atol=0)
@@ -79,9 +80,10 @@ def test_sign_of_a_quaternion_is_a_gauge():
     torch.testing.assert_close(loss(q), by_hand)
 
 
-def scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+@pytest.fixture
+def scene(cameras) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Points (1,2,5,3) in front of two cameras, their pixels, extrinsics, intrinsics."""
-    extrinsics = cameras()
+    extrinsics = cameras(0)
     lens = torch.tensor([[50.0, 0, 32], [0, 60, 24], [0, 0, 1]], dtype=torch.float64).expand(1, 2, 3, 3)
     seen = draw(1, 2, 5, 3) * 0.3 + torch.tensor([0.0, 0, 4.0], dtype=torch.float64)
     points = (seen - extrinsics[..., None, :, 3]) @ extrinsics[..., :3]
@@ -89,8 +91,8 @@ def scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return points, projected[..., :2] / projected[..., 2:], extrinsics, lens
 
 
-def test_reprojection():
-    points, pixels, extrinsics, lens = scene()
+def test_reprojection(scene):
+    points, pixels, extrinsics, lens = scene
     mask = torch.ones(1, 2, 5, dtype=torch.bool)
     assert reprojection(points, pixels, extrinsics, lens, mask) < 1e-20
     # half a pixel is squared, 5 pixels (3-4-5) are linear
@@ -100,8 +102,8 @@ def test_reprojection():
         torch.testing.assert_close(found, torch.tensor(cost, dtype=torch.float64))
 
 
-def test_reprojection_does_not_depend_on_the_world_frame():
-    points, pixels, extrinsics, lens = scene()
+def test_reprojection_does_not_depend_on_the_world_frame(properties, scene):
+    points, pixels, extrinsics, lens = scene
     mask = torch.ones(1, 2, 5, dtype=torch.bool)
     wanted = reprojection(points, pixels + 2, extrinsics, lens, mask)
     for g in properties.rigid(5, similar=True):
@@ -109,8 +111,8 @@ def test_reprojection_does_not_depend_on_the_world_frame():
         torch.testing.assert_close(reprojection(there, pixels + 2, seen_from, lens, mask), wanted)
 
 
-def test_points_behind_the_camera_do_not_count():
-    points, pixels, extrinsics, lens = scene()
+def test_points_behind_the_camera_do_not_count(scene):
+    points, pixels, extrinsics, lens = scene
     mask = torch.ones(1, 2, 5, dtype=torch.bool)
     centre = -(extrinsics[..., :3].mT @ extrinsics[..., 3:])[..., 0]
     points[:, :, 0] = 2 * centre - points[:, :, 0]
@@ -126,9 +128,9 @@ def test_log_scale():
     torch.testing.assert_close(found, torch.tensor(math.log(2)))
 
 
-def test_nothing_valid_is_zero_with_a_graph():
-    points, pixels, _, lens = scene()
-    guess = cameras().requires_grad_()
+def test_nothing_valid_is_zero_with_a_graph(scene, cameras):
+    points, pixels, _, lens = scene
+    guess = cameras(0).requires_grad_()
     encoding = draw(1, 2, 9).requires_grad_()
     loss = (
         pose_rounds([encoding, encoding], torch.full((1, 2, 9), NAN), NO)

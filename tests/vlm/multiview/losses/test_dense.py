@@ -1,7 +1,4 @@
 import math
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from gnomon.vlm.multiview.losses.dense import (
     scale_invariant_log,
 )
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[3] / "properties.py")))
 ALL = torch.ones(1, 8, 8, dtype=torch.bool)
 
 
@@ -154,7 +150,7 @@ def test_true_triangles_without_an_area_do_not_count():
     assert not counted[:, :, 5:].any() and (found[:, :, 5:] == 0).all()
 
 
-def test_a_common_rigid_motion_changes_nothing():
+def test_a_common_rigid_motion_changes_nothing(properties):
     mask = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(2)) > 0.2
     both = torch.stack([surface(0), surface(1)])
     for loss in (lambda x: normal_cosine(*x, mask), lambda x: distance(*x, mask)):

@@ -1,16 +1,12 @@
-from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
-
+import pytest
 import torch
 
 from gnomon.vlm.multiview.losses.targets import mean_distance, normalise
 from gnomon.vlm.multiview.pose import encode
 
-properties = SimpleNamespace(**run_path(str(Path(__file__).parents[3] / "properties.py")))
 
-
-def scene() -> dict[str, torch.Tensor]:
+@pytest.fixture
+def given(properties) -> dict[str, torch.Tensor]:
     """Two samples of three views whose depth is that of their points."""
     draw = torch.Generator().manual_seed(0)
     extrinsics = properties.rigid(7, seed=3)[1:, :3].reshape(2, 3, 3, 4)
@@ -20,8 +16,7 @@ def scene() -> dict[str, torch.Tensor]:
     return {"extrinsics": extrinsics, "points": points, "depth": camera[..., 2], "mask": mask}
 
 
-def test_first_camera_is_the_frame_and_the_mean_distance_the_unit():
-    given = scene()
+def test_first_camera_is_the_frame_and_the_mean_distance_the_unit(given):
     found = normalise(**given)
     torch.testing.assert_close(found.extrinsics[:, 0], torch.eye(3, 4).double().expand(2, 3, 4), atol=1e-12, rtol=0)
     lens = torch.diag(torch.tensor([40.0, 40.0, 1.0], dtype=torch.float64)).expand(2, 3, 3)
@@ -32,8 +27,7 @@ def test_first_camera_is_the_frame_and_the_mean_distance_the_unit():
         torch.testing.assert_close(mean, torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_cameras_points_and_depth_still_agree():
-    given = scene()
+def test_cameras_points_and_depth_still_agree(given):
     found = normalise(**given)
     seen = found.points @ found.extrinsics[:, :, None, :, :3].mT + found.extrinsics[:, :, None, None, :, 3]
     torch.testing.assert_close(seen[..., 2][given["mask"]], found.depth[given["mask"]])
@@ -42,8 +36,7 @@ def test_cameras_points_and_depth_still_agree():
     )
 
 
-def test_world_frame_and_world_scale_do_not_matter():
-    given = scene()
+def test_world_frame_and_world_scale_do_not_matter(properties, given):
     wanted = normalise(**given)
     for g in properties.rigid(5, similar=True):
         scale = torch.linalg.det(g[:3, :3]) ** (1 / 3)
@@ -58,8 +51,7 @@ def test_world_frame_and_world_scale_do_not_matter():
         torch.testing.assert_close(found.scale, wanted.scale * scale)
 
 
-def test_invalid_points_become_zero_and_no_point_leaves_the_unit():
-    given = scene()
+def test_invalid_points_become_zero_and_no_point_leaves_the_unit(given):
     given["points"][~given["mask"]] = float("nan")
     given["depth"][~given["mask"]] = float("inf")
     found = normalise(**given)

@@ -1,0 +1,149 @@
+"""Calls of attention operators for the bench: inputs of any length, an output, and gradients of all that is learned.
+
+Shapes: B batch, T tokens, H heads, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnomon.kernels.example import Example, Sizes
+from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.members import Member
+from gnomon.kernels.op import Choice, recording
+
+# What a pattern has to be told of its size, where its own default does not say; the papers' values.
+_OPTIONS: Mapping[str, Callable[[int, tuple[int, int]], dict[str, Any]]] = {
+    "neighborhood": lambda length, grid: {"grid": grid, "window": tuple(min(13, side) for side in grid)},
+    "clear": lambda length, grid: {"grid": grid, "radius": 16},
+    "axial": lambda length, grid: {"grid": grid},
+    "agent": lambda length, grid: {"grid": grid},
+    # with keys of any length the state of a delta rule grows without bound
+    **dict.fromkeys(("deltanet", "gated_deltanet", "kda"), lambda length, grid: {"normalize": True}),
+    "radial": lambda length, grid: {"grid": (length // 64, 8, 8)},
+    "s2": lambda length, grid: {"group": length // 4},
+    "blockrank": lambda length, grid: {"blocks": torch.arange(length) // 128},
+}
+
+NARROW = {"based": 16}
+"""Of operators that are for narrow queries and keys: how wide these are; values are as wide as everyone's."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    batch: int
+    heads: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+    backward: bool
+    patience: float
+    """Seconds that one call may take at most: longer lengths of an operator that is slower are left out."""
+
+
+class Timed:
+    """An output, and the gradients of all that is learned from one direction of it; `forward_only`: why it has none."""
+
+    def __init__(self, output: Callable[[], Tensor], learned: Sequence[Tensor], forward_only: str = "") -> None:
+        self.output, self.learned, self.forward_only = output, list(learned), forward_only
+        self._grad: Tensor | None = None
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.output()
+
+    def both(self) -> None:
+        inputs = [x.requires_grad_(True) for x in self.learned]
+        try:
+            o = self.output()
+            if self._grad is None:
+                self._grad = torch.randn_like(o)
+            torch.autograd.grad(o, inputs, self._grad)
+        finally:
+            for x in inputs:
+                x.requires_grad_(False)
+
+
+class Call(Timed):
+    """Of one of our operators. Its numbers depend on the length and the dtype alone; `wide`: the same in float64.
+
+    qkv, tensors, options  what it is called with; chosen: what it ran as
+    """
+
+    def __init__(
+        self, member: Member, length: int, causal: bool, setting: Setting, impl: str, *, wide: bool = False
+    ) -> None:
+        def put(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.to(setting.device, torch.float64 if wide and x.is_floating_point() else None)
+
+        qkv, tensors, options = _arguments(member, sizes(length, setting, NARROW.get(member.op.name)))
+        self.qkv = [put(x) for x in qkv]
+        self.tensors = {name: put(x) for name, x in tensors.items()}
+        self.options = {name: put(x) for name, x in options.items()}
+        mask = CAUSAL if causal else None
+
+        def output() -> Tensor:
+            return member.function(*self.qkv, **self.tensors, **self.options, mask=mask, impl=impl)[0]
+
+        super().__init__(output, [x for x in (*self.qkv, *self.tensors.values()) if x.is_floating_point()])
+        self.chosen: Choice | None = None
+
+    def forward(self) -> Tensor:
+        if self.chosen is not None:
+            return super().forward()
+        with recording() as choices:
+            found = super().forward()
+        self.chosen = choices[0]
+        return found
+
+
+def sizes(length: int, setting: Setting, width: int | None = None) -> Sizes:
+    return Sizes(
+        torch.Generator().manual_seed(0),
+        setting.dtype,
+        batch=setting.batch,
+        queries=length,
+        keys=length,
+        heads=setting.heads,
+        key_heads=setting.heads,
+        width=width or setting.width,
+        value_width=setting.width,
+        grid=grid(length),
+    )
+
+
+def grid(length: int) -> tuple[int, int]:
+    """The squarest grid of so many tokens."""
+    side = math.isqrt(length)
+    while length % side:
+        side -= 1
+    return side, length // side
+
+
+def _arguments(member: Member, sizes: Sizes) -> tuple[list[Tensor], dict[str, Any], dict[str, Any]]:
+    """q, k, v; the tensors beside them that are learned; and the rest."""
+    example: Example = member.op.example(sizes)
+    own = sizes.qkv()
+    qkv = [a if b is None else b for a, b in zip(own, (example.q, example.k, example.v))]
+    # agent's tables are an option, and of the size of a test
+    optional = member.op.name == "agent"
+    tensors = {} if optional else {**example.per_query, **example.per_key, **example.parameters}
+    # options of an example fit tests; at length the operator's own defaults are meant
+    must = {
+        name
+        for name, parameter in inspect.signature(member.function).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    options = {name: value for name, value in example.options.items() if name in must}
+    if member.op.name in _OPTIONS:
+        options |= _OPTIONS[member.op.name](sizes.keys, sizes.grid)
+    return qkv, tensors, options
