@@ -7,7 +7,7 @@ PIP    := $(RUN)/python -m pip install --quiet --disable-pip-version-check
 BASE   := $(VENV)/.base-installed
 TEST   := $(VENV)/.test-installed
 
-.PHONY: demo test test-slow test-gpu lint audit clean
+.PHONY: demo test test-slow test-gpu lint audit proof clean
 
 demo: $(BASE)
 	$(RUN)/gnomon fit --config configs/model/demo.yaml --config configs/demo/quick.yaml --out runs/demo --overwrite
@@ -30,6 +30,10 @@ lint: $(TEST)
 
 audit: $(BASE)
 	$(RUN)/python bench/audit_diagrams.py
+
+# three seeds take some hours on two cores; what is finished is kept, so it can be stopped
+proof: $(TEST)
+	OMP_NUM_THREADS=1 $(RUN)/python bench/fusion_proof.py --out bench/results/fusion_proof
 
 $(RUN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"gnomon needs python 3.10 to 3.13, {sys.executable} is {v[0]}.{v[1]}; set PYTHON=/path/to/python3.x")'

@@ -19,7 +19,7 @@ COMMANDS = {
         "main",
         "make a model of a Hugging Face checkpoint: LLaVA, LLaVA-NeXT, Qwen2.5-VL",
     ),
-    "bench": ("gnomon.cli.bench", "main", "speed side by side: decode"),
+    "bench": ("gnomon.cli.bench", "main", "speed side by side: decode, kernels"),
     "data": ("gnomon.cli.data", "main", "make shards of procedural data, or look at samples"),
     "methods": ("gnomon.cli.methods", "main", "list what is in the box: title, paper, where it acts"),
 }

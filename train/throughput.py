@@ -3,7 +3,7 @@
 Counted are the matrix products of non-padding tokens, forward and backward; recomputation is not useful work. A
 linear map costs 2 x weights per token forwards, as much again for its input's gradient where something upstream is
 trained, and as much again for its weight's gradient where it is trained itself. Attention costs 4 H d per visible key
-and query, three times where gradient passes.
+and query, three times where gradient passes. What operators and mixers do between their linear maps is left out.
 
 Shapes: B rows, T tokens, I images, N visual tokens, H heads, d head width.
 """
@@ -65,7 +65,8 @@ class Flops:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         trained = upstream or any(p.requires_grad for p in vlm.lm.layers.parameters())
         self._key = _passed(4.0 * config.num_attention_heads * width, trained)
-        self._windows = vlm.lm.windows
+        other = {*vlm.lm.operators, *vlm.lm.mixed}
+        self._windows = [window for index, window in enumerate(vlm.lm.windows) if index not in other]
 
     def __call__(self, batch: Batch) -> float:
         """Useful FLOPs of training on this batch."""

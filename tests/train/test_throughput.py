@@ -12,6 +12,7 @@ from gnomon.data.processor import Processor
 from gnomon.data.sample import IMAGE_MARK, Sample, Turn
 from gnomon.train.throughput import Flops
 from gnomon.vlm.freeze import freeze
+from gnomon.vlm.mixers.gla import GLA
 from gnomon.vlm.save import from_config
 
 
@@ -73,3 +74,10 @@ def test_packed_documents_see_only_themselves(vlm, batch):
     batch.layout.document[:, half:] = 1
     batch.layout.position = torch.cat([torch.arange(half), torch.arange(batch.ids.shape[1] - half)]).expand(2, -1)
     assert flops.parts(batch)["attention"].forward < 0.6 * alone
+
+
+def test_attention_is_that_of_layers_that_have_it(vlm, batch):
+    plain = Flops(vlm).parts(batch)["attention"]
+    vlm.mix([GLA([0], rank=4)])
+    layers = len(vlm.lm.layers)
+    assert Flops(vlm).parts(batch)["attention"].total == pytest.approx(plain.total * (layers - 1) / layers)
