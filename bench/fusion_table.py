@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from gnomon.data.sources.scenes.source import TASKS
 from gnomon.eval.metrics import interval, resampled_means
 
+METRIC = ("distance", "height")
 BASELINE, NAIVE = "2-D alone", "add"
 
 
@@ -67,6 +69,8 @@ def markdown(result: dict[str, Any]) -> str:
         "| condition | " + " | ".join(tasks) + f" | mean | over {BASELINE} | over {NAIVE} | swapped |",
         "|---" * (len(tasks) + 5) + "|",
     ]
+    guesses = ["" if task in METRIC else f"{100 / TASKS[task].answers:.1f}" for task in tasks]
+    lines.append("| a guess among what is named | " + " | ".join(guesses) + " |" * 5)
     for name, by_task in found.items():
         cells = [cell(by_task[task].mean(1)) for task in tasks] + [cell(mean(by_task))]
         for against in (BASELINE, NAIVE):
