@@ -17,18 +17,23 @@ import json
 import os
 import platform
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from io import BytesIO
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from data_diagrams import processor as device
+from fusion_conditions import CONDITIONS, WIDTH, Condition
+from fusion_encoder import measured
 from fusion_stock import SIZE, VIEWS, Remembered, Stock, Text
 from fusion_table import markdown, picture
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -41,26 +46,18 @@ from gnomon.data.collate import collate
 from gnomon.data.example import Example
 from gnomon.data.processor import Processor
 from gnomon.data.sample import Turn
-from gnomon.data.sources.scenes.source import Scenes as Sources
 from gnomon.data.template import template
-from gnomon.data.views import prepare
 from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.exchange import donors
-from gnomon.eval.geometry.depth import depth_errors
-from gnomon.eval.geometry.mean import Mean
-from gnomon.eval.geometry.pose import PairErrors, pair_errors
+from gnomon.eval.record import write_bytes, write_json
 from gnomon.eval.runner import Variant, answerer
 from gnomon.vlm.connectors.coord_mlp import CoordMLP
 from gnomon.vlm.encoders.timm import Timm
-from gnomon.vlm.fusion.base import Fusion
-from gnomon.vlm.fusion.geosr import GeoSR
-from gnomon.vlm.geometry.base import GeometryInput
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.hf import CausalLM
-from gnomon.vlm.layout import IGNORE, Batch, Features, Views, ViewsSpec
+from gnomon.vlm.layout import IGNORE, Batch, Views
 from gnomon.vlm.model import VLM, Seen
-from gnomon.vlm.part import build
 from gnomon.vlm.survey import Survey, together
 
 TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
@@ -68,68 +65,8 @@ ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
 # steps: naming what is where, comparing places in the picture, and what the picture alone does not say
 WHERE, ORDER, SPACE = 1500, 700, 1000
-WIDTH = 64
 VIT = {"img_size": SIZE[0], "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
 CHAT = template("llava").render([Turn("user", " "), Turn("assistant", " ")])[:1]
-FUSIONS = "gnomon.vlm.fusion."
-LEARNED = {"add": "add.Add", "masking alone": "MaskedAdd", "gate alone": "gated.Gated", "GeoSR": "geosr.GeoSR"}
-
-
-class MaskedAdd(GeoSR):
-    """GeoSR's masking with plain addition in place of its gate: one of its two parts alone."""
-
-    def mix(self, v: Tensor, g: Tensor, parts: dict[str, Features]) -> Tensor:
-        return g + (torch.where(self.kept(parts)[..., None], v, 0) if self.training else v)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """learned: tokens of a trained encoder, else of exact points. scene: whose. blind: black pictures."""
-
-    fusion: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-    learned: bool = False
-    scene: str = "own"
-    blind: bool = False
-
-    def make(self) -> Fusion | None:
-        if self.fusion is None:
-            return None
-        if self.fusion == "MaskedAdd":
-            return MaskedAdd(**dict(self.options))
-        return build({"class_path": FUSIONS + self.fusion, "init_args": dict(self.options)}, Fusion)
-
-
-def _fused(path: str, **options: Any) -> Condition:
-    return Condition(path, tuple(options.items()))
-
-
-GATED = {"class_path": f"{FUSIONS}gated.Gated", "init_args": {"merge": 2}}
-CONDITIONS: dict[str, Condition] = {
-    "2-D alone": Condition(),
-    "add": _fused("add.Add", merge=2),
-    "add, another scene's": replace(_fused("add.Add", merge=2), scene="other"),
-    "add, geometry alone": replace(_fused("add.Add", merge=2), blind=True),
-    "GeoSR: masking alone": _fused("MaskedAdd", merge=2),
-    "GeoSR: gate alone": _fused("geosr.GeoSR", merge=2, beta=0.0),
-    "GeoSR": _fused("geosr.GeoSR", merge=2),
-    "GeoSR cross": _fused("geosr_cross.GeoSRCross", merge=2, heads=4),
-    "GeoSR dynamic": _fused("geosr_dynamic.GeoSRDynamic", merge=2, heads=4, queries=8, hidden=192),
-    "gated": _fused("gated.Gated", merge=2),
-    "residual gate": _fused("residual_gate.ResidualGate", fusion=GATED),
-    "weighted": _fused("weighted.Weighted", merge=2),
-    "concat": _fused("concat.Concat", merge=2),
-    "concat, MLP": _fused("concat_mlp.ConcatMLP", align="merge", merge=2),
-    "concat, attention": _fused("concat_attention.ConcatAttention", align="merge", merge=2, heads=4),
-    "cross-attention (VLM-3R)": _fused("cross.Cross", heads=4),
-    "transformer": _fused("transformer.Transformer", heads=4),
-    "Spatial-MLLM": _fused("spatial_mllm.SpatialMLLM", merge=2),
-    "SVE-Math": _fused("sve_math.SVEMath", layers=(-3, -2, -1)),
-    "coordinates, MLP": _fused("coordinate_embedding.CoordinateEmbedding"),
-    "coordinates, sines": _fused("sinusoidal_coordinates.SinusoidalCoordinates", voxel=0.05),
-    "GST-VLA": _fused("gst_vla.GSTVLA", tokens=16, width=WIDTH, heads=4),
-    **{f"TinyGeo: {name}": replace(_fused(path), learned=True) for name, path in LEARNED.items()},
-}
 
 
 def tokenizer(texts: Sequence[str], folder: Path) -> Path:
@@ -194,8 +131,7 @@ def train(vlm: VLM, steps: int, seed: int, loss: Callable[[list[int]], Tensor], 
         vlm.geometry.eval()
     begun = time.monotonic()
     for step in range(steps):
-        with torch.autocast("cpu", torch.bfloat16):
-            lost = loss(order[step * BATCH : (step + 1) * BATCH].tolist())
+        lost = loss(order[step * BATCH : (step + 1) * BATCH].tolist())
         vlm.zero_grad()
         lost.backward()
         nn.utils.clip_grad_norm_(list(taught.values()), 1.0)
@@ -321,50 +257,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/fusion_proof"), help="what is finished is kept here")
     parser.add_argument("--out", type=Path, help="directory for the JSON, the table and the picture")
     options = parser.parse_args()
-    work: Path = options.work
-    (work / "runs").mkdir(parents=True, exist_ok=True)
-    print("scenes", flush=True)
-    stock = Stock(work / "stock", count=options.items, seed=0, tasks=TASKS, jobs=options.jobs)
-    words = work / "words"
-    if not (words / "tokenizer.json").is_file():
-        generator = np.random.default_rng(0)
-        lessons = [say(generator) for text in stock.texts for say in (text.places_or_order, text.distances)]
-        texts = [f"{text.question} {text.answer}" for text in stock.texts]
-        tokenizer([*sum(lessons, ()), *texts, *CHAT], words)
-    names = options.only or [n for n, c in CONDITIONS.items() if options.encoder or not c.learned]
-    quality = None
-    if options.encoder is not None:
-        print("geometry", flush=True)
-        encoder = TinyGeo(weights=options.encoder)
-        stock.remember(encoder, "encoder")
-        quality = measured(encoder)
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        lessons = {pool.submit(_first, seed, work, options.items): seed for seed in options.seeds}
-        waiting = {}
-        for done in as_completed(lessons):
-            done.result()
-            for name in names:
-                file = _file(work, name, lessons[done])
-                if not file.is_file():
-                    run = pool.submit(second_lesson, name, lessons[done], work, options.encoder, options.items)
-                    waiting[run] = file
-        for done in as_completed(waiting):
-            found = done.result()
-            waiting[done].write_text(json.dumps(found))
-            mean = np.mean(list(found["scores"]["own"].values()))
-            print(f"{found['condition']}, seed {found['seed']}: {mean:.1%} in {found['seconds']:.0f} s", flush=True)
-    runs = [json.loads(_file(work, name, seed).read_text()) for name in names for seed in options.seeds]
-    result = {
-        "device": device(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "items": options.items,
-        "steps": [WHERE, ORDER, SPACE],
-        "batch": BATCH,
-        "seeds": options.seeds,
-        "encoder": quality,
-        "runs": runs,
-    }
+    signal.signal(signal.SIGINT, partial(stop, options.work))
+    try:
+        result = proof(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fusion_proof: {error}")
     print(markdown(result))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -373,39 +270,92 @@ def main() -> None:
         picture(result, options.out / "fusion_proof.png")
 
 
-def measured(encoder: TinyGeo, *, scenes: int = 200) -> dict[str, float]:
-    """On scenes of the test split: depth after its median is made right, in all views and from the first one alone."""
-    source = Sources(count=scenes, split="test", seed=TEST_SEED, tasks=TASKS, views=VIEWS, size=SIZE)
-    depth, single, flat, pairs = Mean(), Mean(), Mean(), []
-    for sample in source:
-        known = sample.geometry
-        views = prepare(known, ViewsSpec(encoder.multiple), images=[0], name=sample.id)
-        given = GeometryInput.stack([views], "cpu")
-        out = encoder.measure(given, heads=("depth", "camera"))
-        alone = encoder.measure(replace(given, images=given.images[:, :1], valid=given.valid[:, :1]), heads=("depth",))
-        truth = known.depth.astype(np.float64)
-        for mean, guess, true in (
-            (depth, out.depth[0].numpy(), truth),
-            (single, alone.depth[0].numpy(), truth[:1]),
-            (flat, np.ones_like(truth), truth),
-        ):
-            factor = np.median(true[true > 0]) / np.median(guess[true > 0])
-            mean.add(depth_errors(factor * guess, true))
-        pairs.append(pair_errors(out.extrinsics[0].numpy(), known.extrinsics))
-    found = {"scenes": scenes, "AUC@30": PairErrors.join(pairs).auc(30)}
-    for name, mean in (("", depth), (" of one view", single), (" of the median depth", flat)):
-        found |= {f"AbsRel{name}": mean.result()["abs_rel"], f"delta1{name}": mean.result()["delta_1"]}
-    return found
+def stop(work: Path, *_: Any) -> None:
+    """At once: an interrupted pool would first wait for workers in the middle of their runs."""
+    for worker in active_children():
+        worker.kill()
+    print(f"stopped; finished runs are kept in {work}, the same command goes on", file=sys.stderr)
+    os._exit(130)
+
+
+def proof(options: argparse.Namespace) -> dict[str, Any]:
+    """All runs that are asked for, those that lack made anew."""
+    work: Path = options.work
+    if options.items < BATCH or options.jobs < 1:
+        raise ValueError(f"{options.items} items, {options.jobs} jobs: give {BATCH} items, a batch, and 1 job at least")
+    encoder = None if options.encoder is None else TinyGeo(weights=options.encoder)
+    names = options.only or [n for n, c in CONDITIONS.items() if encoder is not None or not c.learned]
+    if encoder is None and (learned := [name for name in names if CONDITIONS[name].learned]):
+        raise ValueError(f"{learned[0]!r} needs --encoder; give TinyGeo's weights, or choose other conditions")
+    (work / "runs").mkdir(parents=True, exist_ok=True)
+    _same(work / "settings.json", {"items": options.items, "encoder": options.encoder})
+    print("scenes", flush=True)
+    stock = Stock(work / "stock", count=options.items, seed=0, tasks=TASKS, jobs=options.jobs)
+    words = work / "words"
+    if not (words / "tokenizer.json").is_file():
+        generator = np.random.default_rng(0)
+        lessons = [say(generator) for text in stock.texts for say in (text.places_or_order, text.distances)]
+        texts = [f"{text.question} {text.answer}" for text in stock.texts]
+        tokenizer([*sum(lessons, ()), *texts, *CHAT], words)
+    quality = None
+    if encoder is not None:
+        print("geometry", flush=True)
+        stock.remember(encoder, "encoder")
+        quality = measured(encoder, tasks=TASKS, seed=TEST_SEED)
+    deaf = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), signal.signal, deaf) as pool:
+        lessons = {pool.submit(_first, seed, work, options.items): seed for seed in options.seeds}
+        waiting = []
+        for done in as_completed(lessons):
+            done.result()
+            asked = (work, options.encoder, options.items)
+            waiting += [pool.submit(_second, name, lessons[done], *asked) for name in names]
+        for done in as_completed(waiting):
+            done.result()
+    return {
+        "device": device(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "items": options.items,
+        "steps": [WHERE, ORDER, SPACE],
+        "batch": BATCH,
+        "seeds": options.seeds,
+        "encoder": quality,
+        "runs": [json.loads(_file(work, name, seed).read_text()) for name in names for seed in options.seeds],
+    }
+
+
+def _same(file: Path, settings: dict[str, Any]) -> None:
+    """A ValueError where the work so far was done with other settings."""
+    if not file.is_file():
+        write_json(file, settings)
+    for name, kept in json.loads(file.read_text()).items():
+        # an encoder may come later, with conditions of its own
+        if settings[name] != kept and not (name == "encoder" and None in (kept, settings[name])):
+            raise ValueError(f"{file.parent} was made with {name} {kept}, not {settings[name]}; choose another --work")
+    if settings["encoder"] is not None:
+        write_json(file, settings)
 
 
 def _first(seed: int, work: Path, count: int) -> None:
-    if (work / f"first-{seed}.pt").is_file():
-        return
-    torch.set_num_threads(1)
-    stock = Stock(work / "stock", count=count, seed=0, tasks=TASKS, jobs=1)
-    state, last = first_lesson(stock, work / "words", seed)
-    print(f"first lesson, seed {seed}: loss {last:.3f}", flush=True)
-    torch.save(state, work / f"first-{seed}.pt")
+    file = work / f"first-{seed}.pt"
+    if not file.is_file():
+        torch.set_num_threads(1)
+        stock = Stock(work / "stock", count=count, seed=0, tasks=TASKS, jobs=1)
+        state, last = first_lesson(stock, work / "words", seed)
+        print(f"first lesson, seed {seed}: loss {last:.3f}", flush=True)
+        held = BytesIO()
+        torch.save(state, held)
+        write_bytes(file, held.getvalue())
+
+
+def _second(name: str, seed: int, work: Path, encoder: str | None, count: int) -> None:
+    file = _file(work, name, seed)
+    if not file.is_file():
+        found = second_lesson(name, seed, work, encoder, count)
+        write_json(file, found)
+        mean = np.mean(list(found["scores"]["own"].values()))
+        print(f"{name}, seed {seed}: {mean:.1%} in {found['seconds']:.0f} s", flush=True)
 
 
 def _file(work: Path, name: str, seed: int) -> Path:

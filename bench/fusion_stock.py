@@ -6,6 +6,7 @@ Shapes: I items, S views, L layers, N cells, P special tokens.
 from __future__ import annotations
 
 import json
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -96,7 +97,8 @@ class Stock:
         }
         texts = []
         starts = range(0, self.count, _CHUNK)
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        deaf = (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, deaf) as pool:
             for start, (told, arrays) in zip(starts, pool.map(_render, [self.source] * len(starts), starts)):
                 texts += told
                 for name, array in arrays.items():
