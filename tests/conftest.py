@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from runpy import run_path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from checkpoints import MAKERS
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -31,12 +29,6 @@ QWEN2 = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
-
-
-@pytest.fixture(scope="session")
-def properties() -> SimpleNamespace:
-    """The checks of properties.py: tests are no package that could import it."""
-    return SimpleNamespace(**run_path(str(Path(__file__).with_name("properties.py"))))
 
 
 @pytest.fixture(scope="session")
@@ -78,19 +70,14 @@ def tiny(tokenizer: Path) -> Callable[..., VLM]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The directory of one of the tiny checkpoints of tests/vlm/importing/checkpoints.py, made once."""
+    """The directory of one of the tiny checkpoints of support/checkpoints.py, made once."""
     made: dict[str, Path] = {}
-    # tests are no package: what two folders of them share is loaded from its file
-    file = Path(__file__).parent / "vlm" / "importing" / "checkpoints.py"
-    spec = importlib.util.spec_from_file_location("checkpoints", file)
 
     def make(name: str) -> Path:
         if name not in made:
-            makers = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(makers)
             torch.manual_seed(0)
             made[name] = tmp_path_factory.mktemp("checkpoints") / name
-            makers.MAKERS[name](made[name])
+            MAKERS[name](made[name])
         return made[name]
 
     return make

@@ -1,5 +1,6 @@
 """The symmetry checks themselves, on functions whose symmetries are known: they must pass and they must fail."""
 
+import properties
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d, conv2d, pad, scaled_dot_product_attention
@@ -21,7 +22,7 @@ def turn(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return x @ g.mT
 
 
-def test_rotations_are_a_sample_of_the_group(properties):
+def test_rotations_are_a_sample_of_the_group():
     found = properties.rotations(50)
     eye = torch.eye(3, dtype=torch.float64)
     torch.testing.assert_close(found.mT @ found, eye.expand(50, 3, 3))
@@ -30,7 +31,7 @@ def test_rotations_are_a_sample_of_the_group(properties):
     assert found[1:-1].mean(0).abs().max() < 0.3
 
 
-def test_invariance_and_equivariance(properties):
+def test_invariance_and_equivariance():
     x, group = draw(7, 3), properties.rotations(6)
     properties.assert_invariant(lambda x: torch.cdist(x, x), group, turn, x)
     properties.assert_equivariant(lambda x: torch.linalg.cross(x, x.roll(1, 0)), group, turn, turn, x)
@@ -44,12 +45,12 @@ def test_invariance_and_equivariance(properties):
         properties.assert_not_invariant(lambda x: x.norm(), group[0], turn, x)
 
 
-def test_nan_is_never_equal(properties):
+def test_nan_is_never_equal():
     with pytest.raises(AssertionError, match="not finite"):
         properties.assert_invariant(lambda x: x * torch.nan, [0], lambda _, x: x, draw(3))
 
 
-def test_permutation(properties):
+def test_permutation():
     x = draw(2, 5, 6)
     properties.assert_permutes(attention, x, dim=1, out=1)
     properties.assert_permutes(lambda x: x.mean(1), x, dim=1)
@@ -57,14 +58,14 @@ def test_permutation(properties):
         properties.assert_permutes(lambda x: attention(x + torch.arange(5.0)[:, None]), x, dim=1, out=1)
 
 
-def test_what_a_mask_hides(properties):
+def test_what_a_mask_hides():
     x, mask = draw(2, 5, 6), torch.arange(5)[:, None] < 3
     properties.assert_ignores(lambda x, mask: torch.where(mask, x, 0).sum(1), x, mask)
     with pytest.raises(AssertionError, match="hides"):
         properties.assert_ignores(lambda x, mask: x.sum(1), x, mask)
 
 
-def test_shifts_and_strides(properties):
+def test_shifts_and_strides():
     x = draw(1, 2, 8, 12)
     properties.assert_shifts(circular, x)
     properties.assert_shifts(lambda x: circular(x, stride=2), x, stride=2)
@@ -76,7 +77,7 @@ def test_shifts_and_strides(properties):
         properties.assert_shifts(lambda x: x.mean((-1, -2), keepdim=True).expand(1, 2, 4, 6), x, stride=2)
 
 
-def test_the_square_has_eight_symmetries(properties):
+def test_the_square_has_eight_symmetries():
     x = torch.arange(9.0).reshape(3, 3)
     assert len({tuple(properties.d4(k, x).flatten().tolist()) for k in range(8)}) == 8
     pool = lambda x: avg_pool2d(x, 2)  # noqa: E731
@@ -90,7 +91,7 @@ def test_the_square_has_eight_symmetries(properties):
     assert properties.reynolds_gap(averaged, range(8), properties.d4, x) < 1e-12
 
 
-def test_cameras_follow_their_points(properties):
+def test_cameras_follow_their_points():
     """A camera of the moved world sees the moved points where it saw them, larger by the scale."""
     camera, points = properties.rigid(4, seed=5)[2:, :3], draw(9, 3)
     for g in properties.rigid(5, similar=True):
@@ -101,7 +102,7 @@ def test_cameras_follow_their_points(properties):
         torch.testing.assert_close(after, scale * before)
 
 
-def test_smooth_functions_hardly_notice_a_smooth_warp(properties):
+def test_smooth_functions_hardly_notice_a_smooth_warp():
     """On a slow wave a mean of blocks moves with the warp's size; the sign of single pixels of noise does not."""
     y, across = torch.meshgrid(torch.linspace(0, 3, 32), torch.linspace(0, 3, 32), indexing="ij")
     wave = torch.sin(y + across)[None, None].double()

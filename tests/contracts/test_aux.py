@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sequences import cells, padded, picture, text
 from torch import Tensor
 from transformers import (
     AutoModelForDepthEstimation,
@@ -30,7 +31,7 @@ from gnomon.vlm.encoders.timm import Timm
 from gnomon.vlm.export import hf
 from gnomon.vlm.export.hf import compare, export_hf
 from gnomon.vlm.freeze import freeze
-from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout, Views
+from gnomon.vlm.layout import Batch, TokenLayout, Views
 from gnomon.vlm.model import VLM
 from gnomon.vlm.reduction.pyramiddrop import PyramidDrop
 from gnomon.vlm.save import load, save
@@ -99,23 +100,14 @@ def views(seed: int, first: int, shown: int) -> Views:
 
 def batch_of(model: VLM, rows: list[tuple] = ROWS) -> Batch:
     """Right-padded rows: images, and text whose second half is the answer."""
-    h, w = model.image.grid(*SIZE)
-    lines, pixels, known = [], [], []
-    for text, images, shown in rows:
-        line = []
+    built, pixels, known = [], [], []
+    for words, images, shown in rows:
         if shown:
             known.append(views(images[0], len(pixels), shown))
-        for k, seed in enumerate(images):
-            line += [(0, IGNORE, Kind.IMAGE, k, r, c) for r in range(h) for c in range(w)]
-            draw = torch.Generator().manual_seed(seed)
-            pixels.append(torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=draw))
-        half = len(text) // 2
-        line += [(t, IGNORE if i < half else t, Kind.TEXT, -1, -1, -1) for i, t in enumerate(text)]
-        lines.append(line)
-    length = max(map(len, lines))
-    full = torch.tensor([line + [(0, IGNORE, Kind.PAD, -1, -1, -1)] * (length - len(line)) for line in lines])
-    layout = TokenLayout(full[..., 2], full[..., 3], full[..., 4:], torch.arange(length).expand(len(lines), length))
-    return Batch(full[..., 0], full[..., 1], layout, pixels, [f"s{i}" for i in range(len(rows))], views=known)
+        slots = [slot for k in range(len(images)) for slot in cells(k, model.image.grid(*SIZE))]
+        built.append(slots + text(words, asked=len(words) // 2))
+        pixels += [picture(SIZE, seed) for seed in images]
+    return padded(built, pixels, views=known)
 
 
 def packed(model: VLM, rows: list[tuple]) -> Batch:

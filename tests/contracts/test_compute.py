@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sequences import cells, padded, picture, text
 from torch import Tensor
 
 from gnomon.data.collate import collate
@@ -21,7 +24,7 @@ from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import freeze
 from gnomon.vlm.generate import generate
 from gnomon.vlm.importing.checkpoint import convert, read
-from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout
+from gnomon.vlm.layout import Batch, Kind, TokenLayout
 from gnomon.vlm.model import VLM
 from gnomon.vlm.save import load, save
 
@@ -54,56 +57,36 @@ def made(cls: type[VisualCompute], options: dict = HEAVY) -> VisualCompute:
     return cls(**{name: value for name, value in options.items() if name in known})
 
 
-def image(side: int, seed: int) -> Tensor:
-    return torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+image = partial(picture, (32, 32))
 
 
 def batch_of(model: VLM, rows: list[list[int | Tensor]], *, left: bool, packed: bool = False) -> Batch:
     """Rows of token ids and images; text is labelled but for the first token of a row and behind an image."""
-    built, documents = [], []
-    for number, row in enumerate(rows):
-        lines: list[tuple[int, int, int, int, int, int]] = []
-        seen, said = 0, False
+    built, images = [], itertools.count()
+    for row in rows:
+        # of a packed row, images are numbered through
+        images, said, slots = images if packed else itertools.count(), False, []
         for item in row:
             if isinstance(item, int):
-                lines.append((item, item if said else IGNORE, Kind.TEXT, -1, -1, -1))
-                said = True
-                continue
-            h, w = model.image.grid(*item.shape[1:])
-            lines += [(0, IGNORE, Kind.IMAGE, seen, r, c) for r in range(h) for c in range(w)]
-            seen, said = seen + 1, False
-        built.append(lines)
-        documents += [number] * len(lines)
-    if packed:
-        # images are numbered through the row
-        shift = 0
-        for i, lines in enumerate(built):
-            count = 1 + max(line[3] for line in lines)
-            built[i] = [(*line[:3], line[3] + shift if line[3] >= 0 else -1, *line[4:]) for line in lines]
-            shift += count
-        starts = [i for lines in built for i in range(len(lines))]
-        built = [[line for lines in built for line in lines]]
-    length = max(map(len, built))
-    pad = (0, IGNORE, Kind.PAD, -1, -1, -1)
-    full = torch.tensor([[pad] * (length - len(b)) + b if left else b + [pad] * (length - len(b)) for b in built])
-    visible = full[..., 2] != Kind.PAD
-    position = torch.tensor([starts]) if packed else (visible.long().cumsum(1) - 1).clamp(min=0)
-    layout = TokenLayout(
-        kind=full[..., 2],
-        image=full[..., 3],
-        cell=full[..., 4:],
-        position=position,
-        document=torch.tensor([documents]) if packed else None,
-    )
+                slots += text([item], asked=int(not said))
+            else:
+                slots += cells(next(images), model.image.grid(*item.shape[1:]))
+            said = isinstance(item, int)
+        built.append(slots)
     pixels = [item for row in rows for item in row if not isinstance(item, int)]
-    return Batch(full[..., 0], full[..., 1], layout, pixels, samples=[f"s{i}" for i in range(len(rows))])
+    if not packed:
+        return padded(built, pixels, left=left)
+    batch = padded([list(itertools.chain(*built))], pixels)
+    batch.layout.position = torch.tensor([[i for slots in built for i in range(len(slots))]])
+    batch.layout.document = torch.tensor([[number for number, slots in enumerate(built) for _ in slots]])
+    return replace(batch, samples=[f"s{i}" for i in range(len(rows))])
 
 
 ROWS = [
-    [3, image(32, 1), 4, 5, 6],
-    [7, 8, image(32, 2), 9, 10, 11, 12, 13],
+    [3, image(1), 4, 5, 6],
+    [7, 8, image(2), 9, 10, 11, 12, 13],
     [3, 4, 5],
-    [image(32, 3), 6, image(32, 1), 5, 4],
+    [image(3), 6, image(1), 5, 4],
 ]
 
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from sequences import cells, padded, picture, text
 from torch import Tensor, nn
 
 from gnomon.vlm.decoder import decode
 from gnomon.vlm.generate import generate
-from gnomon.vlm.layout import IGNORE, Batch, Features, Kind, TokenLayout
+from gnomon.vlm.layout import Batch, Features, Kind, TokenLayout
 from gnomon.vlm.model import VLM
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction import base
@@ -134,39 +137,25 @@ def test_a_grid_of_one_cell_is_left_alone(cls: type[TokenReducer]):
     assert bool((plan.counts >= 1).all()) and bool(plan.survivors(1).all())
 
 
-def image(side: int, seed: int) -> Tensor:
-    return torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+image = partial(picture, (32, 32))
 
 
 def batch_of(model: VLM, rows: list[list[int | Tensor]], *, left: bool) -> Batch:
-    """Rows of token ids and images with all that a layout says, padded on one side; text is labelled."""
+    """Rows of token ids and images, padded on one side; text is labelled."""
     built = []
     for row in rows:
-        lines: list[tuple[int, int, int, int, int, int]] = []
-        seen = 0
+        images, slots = itertools.count(), []
         for item in row:
-            if isinstance(item, int):
-                lines.append((item, item, Kind.TEXT, -1, -1, -1))
-                continue
-            h, w = model.image.grid(*item.shape[1:])
-            lines += [(0, IGNORE, Kind.IMAGE, seen, r, c) for r in range(h) for c in range(w)]
-            seen += 1
-        built.append(lines)
-    length = max(map(len, built))
-    pad = (0, IGNORE, Kind.PAD, -1, -1, -1)
-    full = torch.tensor([[pad] * (length - len(b)) + b if left else b + [pad] * (length - len(b)) for b in built])
-    visible = full[..., 2] != Kind.PAD
-    position = (visible.long().cumsum(1) - 1).clamp(min=0)
-    layout = TokenLayout(kind=full[..., 2], image=full[..., 3], cell=full[..., 4:], position=position)
-    pixels = [item for row in rows for item in row if not isinstance(item, int)]
-    return Batch(full[..., 0], full[..., 1], layout, pixels, samples=[f"s{i}" for i in range(len(rows))])
+            slots += text([item]) if isinstance(item, int) else cells(next(images), model.image.grid(*item.shape[1:]))
+        built.append(slots)
+    return padded(built, [item for row in rows for item in row if not isinstance(item, int)], left=left)
 
 
 ROWS = [
-    [3, image(32, 1), 4, 5, 6],
-    [7, 8, image(32, 2), 9, 10, 11, 12, 13],
+    [3, image(1), 4, 5, 6],
+    [7, 8, image(2), 9, 10, 11, 12, 13],
     [3, 4, 5],
-    [image(32, 3), 6, image(32, 1), 5],
+    [image(3), 6, image(1), 5],
 ]
 
 
@@ -293,7 +282,7 @@ def test_removing_equals_masking(cls: type[TokenReducer], model: VLM):
 @torch.no_grad()
 def test_cached_decoding_equals_the_whole_sequence_at_once(cls: type[TokenReducer], model: VLM):
     watching = Watching(made(cls))
-    row = [3, image(32, 1), 4, 5, 6]
+    row = [3, image(1), 4, 5, 6]
     found = generate(reduced(model, watching), batch_of(model, [row], left=True), max_new_tokens=6, stop=())[0].ids
     for count in range(6):
         model.reducers = [Frozen(made(cls), list(watching.plans))]

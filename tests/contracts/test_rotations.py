@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import properties
 import pytest
 import torch
 from scipy.spatial.transform import Rotation as Reference
@@ -98,7 +99,7 @@ def test_gradient_is_that_of_differences(cls):
 
 
 @every
-def test_turning_the_frame_turns_the_reading(properties, cls):
+def test_turning_the_frame_turns_the_reading(cls):
     """Reading Q R back is Q times reading R back: no frame is preferred."""
     frames, some = properties.rotations(4), known(20, torch.float64)
     properties.assert_equivariant(

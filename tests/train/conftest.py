@@ -88,6 +88,27 @@ def llava(rows: Path) -> dict:
 
 
 @pytest.fixture
+def by_turns(demo: Path, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """The data of a configuration: S a scene, P a picture, T text, in this order."""
+
+    def make(kinds: str) -> dict[str, Any]:
+        rows = write_rows(demo, f"{tmp_path.name}.jsonl", [kind == "P" for kind in kinds if kind in "PT"])
+        lines, sources = iter(rows.read_text().splitlines()), []
+        for i, kind in enumerate(kinds.replace(" ", "")):
+            if kind == "S":
+                made = {"count": 1, "seed": i, "size": [64, 64], "tasks": ["nearer"], "prompt": "words"}
+                sources.append({"class_path": "gnomon.data.sources.scenes.source.Scenes", "init_args": made})
+                continue
+            single = demo / f"{tmp_path.name}-{i}.jsonl"
+            single.write_text(next(lines))
+            sources.append(llava(single))
+        mixture = {"class_path": "gnomon.data.sources.mixture.Mixture", "init_args": {"sources": sources}}
+        return {"train": mixture, "shuffle": False}
+
+    return make
+
+
+@pytest.fixture
 def command(demo: Path) -> Callable[..., list[str]]:
     """The command line of `gnomon fit` on the demo."""
 

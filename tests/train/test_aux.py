@@ -9,27 +9,12 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-def options(rows, demo, tmp_path) -> tuple[str, ...]:
+def options(by_turns, tmp_path) -> tuple[str, ...]:
     """Scenes, pictures and text by turns, four to a step: both ranks, the first, the second or none have scenes."""
-    kinds = "SPTS SSPT PTSP PTTP"
-    path, sources = rows(demo, "aux.jsonl", [kind == "P" for kind in kinds if kind in "PT"]), []
-    lines = path.read_text().splitlines()
-    for i, kind in enumerate(kinds.replace(" ", "")):
-        if kind == "S":
-            made = {"count": 1, "seed": i, "size": [64, 64], "tasks": ["nearer"], "prompt": "words"}
-            sources.append({"class_path": "gnomon.data.sources.scenes.source.Scenes", "init_args": made})
-            continue
-        single = demo / f"aux-{i}.jsonl"
-        single.write_text(lines.pop(0))
-        given = {"path": str(single), "images": str(demo)}
-        sources.append({"class_path": "gnomon.data.sources.jsonl.LlavaJson", "init_args": given})
     small = {"layers": [0, 1], "grid": [2, 2], "heads": 2, "head_width": 4}
     config = {
         "model": {"aux": [{"class_path": "gnomon.vlm.auxiliary.ola.OLA", "init_args": small}]},
-        "data": {
-            "train": {"class_path": "gnomon.data.sources.mixture.Mixture", "init_args": {"sources": sources}},
-            "shuffle": False,
-        },
+        "data": by_turns("SPTS SSPT PTSP PTTP"),
         "trainer": {"max_steps": 4},
     }
     (tmp_path / "aux.yaml").write_text(yaml.safe_dump(config))

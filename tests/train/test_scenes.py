@@ -9,20 +9,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-def options(rows, demo, tmp_path) -> tuple[str, ...]:
+def options(by_turns, tmp_path) -> tuple[str, ...]:
     """Scenes, pictures and text by turns, four to a step: the first rank, the second, both or none have scenes."""
-    kinds = "SPTS STPP SSPT PTTP"
-    path, sources = rows(demo, "singles.jsonl", [kind == "P" for kind in kinds if kind in "PT"]), []
-    lines = path.read_text().splitlines()
-    for i, kind in enumerate(kinds.replace(" ", "")):
-        if kind == "S":
-            made = {"count": 1, "seed": i, "size": [64, 64], "tasks": ["nearer"], "prompt": "words"}
-            sources.append({"class_path": "gnomon.data.sources.scenes.source.Scenes", "init_args": made})
-            continue
-        single = demo / f"single-{i}.jsonl"
-        single.write_text(lines.pop(0))
-        given = {"path": str(single), "images": str(demo)}
-        sources.append({"class_path": "gnomon.data.sources.jsonl.LlavaJson", "init_args": given})
     config = {
         "model": {
             "geometry": {"class_path": "gnomon.vlm.geometry.known.Known", "init_args": {"patch": 8, "octaves": 2}},
@@ -31,10 +19,7 @@ def options(rows, demo, tmp_path) -> tuple[str, ...]:
                 "init_args": {"merge": 2, "queries": 3, "heads": 4, "beta": 0.0},
             },
         },
-        "data": {
-            "train": {"class_path": "gnomon.data.sources.mixture.Mixture", "init_args": {"sources": sources}},
-            "shuffle": False,
-        },
+        "data": by_turns("SPTS STPP SSPT PTTP"),
         "trainer": {"max_steps": 4},
     }
     (tmp_path / "scenes.yaml").write_text(yaml.safe_dump(config))

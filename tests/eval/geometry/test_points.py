@@ -1,4 +1,5 @@
 import numpy as np
+import properties
 import pytest
 import torch
 from scipy.spatial import cKDTree
@@ -68,7 +69,7 @@ def test_normal_consistency():
         assert found["normal_consistency"] == pytest.approx(0.8)
 
 
-def test_order_of_points_and_common_motion_do_not_matter(properties):
+def test_order_of_points_and_common_motion_do_not_matter():
     pair = torch.from_numpy(np.stack([cloud(0, 60), cloud(1, 60)]))
     values = lambda x: torch.tensor(list(compare_clouds(*x.numpy(), threshold=0.5).values()))  # noqa: E731
     properties.assert_permutes(lambda x: values(torch.stack([x, pair[1]])), pair[0], atol=1e-12)
@@ -86,7 +87,7 @@ def test_nothing_is_nan_and_rubbish_is_refused():
         compare_clouds(GRID * np.nan, GRID)
 
 
-def test_point_map_error(properties):
+def test_point_map_error():
     truth = np.random.default_rng(0).normal(size=(2, 4, 5, 3)) + np.array([0, 0, 5])
     mask = np.random.default_rng(1).random((2, 4, 5)) > 0.3
     assert point_map_error(1.1 * truth, truth, mask, align=False) == pytest.approx(0.1)

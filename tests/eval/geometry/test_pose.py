@@ -1,4 +1,5 @@
 import numpy as np
+import properties
 import pytest
 import torch
 from scipy.spatial.transform import Rotation as Reference
@@ -48,7 +49,7 @@ def test_perfect_cameras(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_frame_and_scale_of_the_prediction_do_not_matter(properties, form):
+def test_frame_and_scale_of_the_prediction_do_not_matter(form):
     truth = cameras()
     guess = torch.from_numpy(noisy(truth))
     both = lambda x: torch.from_numpy(np.stack(list(vars(pair_errors(x.numpy(), truth, form=form)).values())))  # noqa: E731
@@ -126,7 +127,7 @@ def test_rotation_error_is_exact_near_its_ends():
         assert rotation_error(turn @ start, start) == pytest.approx(degrees, abs=1e-12)
 
 
-def test_ate(properties):
+def test_ate():
     truth = cameras()
     assert ate(truth, truth) < 1e-12
     group = properties.rigid(4, similar=True)[1:]

@@ -11,8 +11,23 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from gnomon.kernels.triton_ops.aot import SHARED_LIMIT, Build, report
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel leaves unwritten shows: memory comes full of NaN."""
+
+    def poisoned(*a: object, plain: Callable[..., Tensor], **how: object) -> Tensor:
+        x = plain(*a, **how)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, plain=plain, **how: poisoned(*a, plain=plain, **how))
 
 
 @pytest.fixture

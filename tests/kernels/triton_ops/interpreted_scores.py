@@ -1,29 +1,23 @@
 """Attention rows and column sums of the kernels against the matrix written out; run by test_scores.py.
 
-What the kernels write to is filled with NaN first. Interpreted, the arithmetic is float64; on a GPU float32.
+What the kernels write to is filled with NaN first.
 """
 
 import math
-import os
 
 import pytest
 import torch
 from torch import Tensor
+from twins import DEVICE, EXACT, INTERPRETED
 
 from gnomon.kernels.op import recording
 from gnomon.kernels.scores import Limits, columns, rows
 from gnomon.kernels.triton_ops import scores
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE, EXACT, TOLERANCE = ("cpu", torch.float64, 1e-12) if INTERPRETED else ("cuda", torch.float32, 1e-5)
+pytestmark = pytest.mark.usefixtures("poison")
+
+TOLERANCE = 1e-12 if INTERPRETED else 1e-5
 BATCH, ROWS, KEYS = 2, 40, 83
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Whatever a kernel leaves unwritten shows."""
-    plain = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **how: plain(*a, **how).fill_(torch.nan))
 
 
 def drawn(

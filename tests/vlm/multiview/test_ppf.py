@@ -1,5 +1,6 @@
 import math
 
+import properties
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ def all_pairs(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def carry(properties):
+def carry():
     def move(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         points, normals = x.unbind(-2)
         g = g.to(x.dtype)
@@ -35,13 +36,13 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_rigid_motions_change_nothing(properties, carry, dtype, atol):
+def test_rigid_motions_change_nothing(carry, dtype, atol):
     x, group = oriented().to(dtype), properties.rigid(6)
     properties.assert_invariant(all_pairs, group, carry, x, atol=atol)
     properties.assert_closed(all_pairs, [*group] * 5, carry, lambda _, y: y, x, atol=atol)
 
 
-def test_a_mirror_image_looks_the_same_but_a_stretched_one_does_not(properties, carry):
+def test_a_mirror_image_looks_the_same_but_a_stretched_one_does_not(carry):
     stretch = torch.eye(4, dtype=torch.float64)
     stretch[0, 0] = 2
     properties.assert_not_invariant(all_pairs, stretch, carry, oriented())

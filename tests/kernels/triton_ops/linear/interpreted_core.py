@@ -1,16 +1,15 @@
 """Outputs, final states and all gradients of the kernels of the gated delta recurrence; run by test_core.py.
 
-What the kernels write to is filled with NaN first. Interpreted, the arithmetic is float64; on a GPU float32. The truth
-is the recurrence token by token, in float64.
+What the kernels write to is filled with NaN first. The truth is the recurrence token by token, in float64.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from twins import DEVICE, EXACT, INTERPRETED, TOLERANCE
 
 from gnomon.kernels.linear import base
 from gnomon.kernels.linear.gated_deltanet import gated_deltanet
@@ -19,24 +18,16 @@ from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.op import Result
 from gnomon.kernels.triton_ops.linear import core
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE, EXACT, TOLERANCE = ("cpu", torch.float64, 1e-11) if INTERPRETED else ("cuda", torch.float32, 1e-4)
+pytestmark = pytest.mark.usefixtures("poison")
+
 DECAYS = ("none", "scalar", "vector")
 KINDS = [(decay, delta) for decay in DECAYS for delta in (False, True)]
 Core = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Whatever a kernel leaves unwritten shows; chunks of 16, so that few tokens make many."""
-
-    def poisoned(*a: object, plain: Callable[..., Tensor], **how: object) -> Tensor:
-        x = plain(*a, **how)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
-        plain = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *a, plain=plain, **how: poisoned(*a, plain=plain, **how))
+def many_chunks(monkeypatch):
+    """Chunks of 16, so that few tokens make many."""
     monkeypatch.setattr(core, "CHUNKS", dict.fromkeys(DECAYS, 16))
 
 

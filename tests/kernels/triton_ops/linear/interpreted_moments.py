@@ -1,13 +1,15 @@
 """Outputs and all gradients of core M's kernels against the references; run by test_moments.py.
 
-What the kernels write to is filled with NaN first. Interpreted, the arithmetic is float64; on a GPU float32.
+What the kernels write to is filled with NaN first.
 """
 
-import os
 from functools import partial
 
 import pytest
 import torch
+import twins
+from torch import Tensor
+from twins import DEVICE, EXACT, TOLERANCE, tensors
 
 from gnomon.kernels.linear.inline import inline
 from gnomon.kernels.linear.l2vit import l2vit
@@ -20,8 +22,7 @@ from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.op import recording
 from gnomon.kernels.triton_ops.linear import moments
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE, EXACT, TOLERANCE = ("cpu", torch.float64, 1e-11) if INTERPRETED else ("cuda", torch.float32, 1e-4)
+pytestmark = pytest.mark.usefixtures("poison")
 
 OPERATORS = {
     "inline": inline,
@@ -34,31 +35,15 @@ OPERATORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Whatever a kernel leaves unwritten shows."""
-    for name in ("empty", "empty_like"):
-        plain = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, plain=plain, **how: plain(*a, **how).fill_(torch.nan))
-
-
-def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = EXACT) -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(s, dtype=torch.float64).to(DEVICE, dtype).requires_grad_() for s in shapes]
-
-
 def agree(op, inputs, names: tuple[str, ...] = (), tolerance: float = TOLERANCE) -> None:
-    """Values and gradients of the kernels and of the reference, which is computed in float64."""
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    weight, results = None, []
-    for impl, given in (("triton", inputs), ("reference", exact)):
-        o, _ = op(*given[:3], impl=impl, **dict(zip(names, given[3:])))
-        weight = torch.randn(o.shape, dtype=torch.float64).to(DEVICE) if weight is None else weight
-        results.append([o, *torch.autograd.grad((o * weight.to(o.dtype)).sum(), given)])
-    assert results[0][0].dtype == inputs[0].dtype
-    for name, a, b in zip(["o", "q", "k", "v", *names], *results):
-        difference = float(((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)).detach())
-        assert difference <= tolerance, f"{name}: off by {difference}"
+    """Values and gradients of the kernels and of the reference; the result has the inputs' type."""
+
+    def run(impl: str, *given: Tensor) -> Tensor:
+        o = op(*given[:3], impl=impl, **dict(zip(names, given[3:])))[0]
+        assert o.dtype == given[0].dtype
+        return o
+
+    twins.agree(partial(run, "triton"), partial(run, "reference"), inputs, tolerance)
 
 
 @pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)

@@ -1,12 +1,11 @@
 """Outputs and all gradients of the block-sparse kernels against the references; run by test_blocks.py.
 
-What the kernels write to is filled with NaN first. Interpreted, the arithmetic is float64; on a GPU float32.
+What the kernels write to is filled with NaN first.
 """
-
-import os
 
 import pytest
 import torch
+from twins import DEVICE, INTERPRETED, TOLERANCE, agree, tensors
 
 from gnomon.kernels import attend
 from gnomon.kernels.mask import CAUSAL, Given, by_head
@@ -20,36 +19,9 @@ from gnomon.kernels.sparse.sla import sla
 from gnomon.kernels.triton_ops.sparse import blocks
 from gnomon.kernels.triton_ops.sparse.lists import from_mask
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE, EXACT, TOLERANCE = ("cpu", torch.float64, 1e-11) if INTERPRETED else ("cuda", torch.float32, 1e-4)
+pytestmark = pytest.mark.usefixtures("poison")
+
 INFLLM = {"top": 3, "block": 4, "local": 0, "first": 1, "pool": 4, "stride": 2, "dense_length": 0}
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Whatever a kernel leaves unwritten shows."""
-    for name in ("empty", "empty_like"):
-        plain = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, plain=plain, **how: plain(*a, **how).fill_(torch.nan))
-
-
-def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = EXACT) -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    return [torch.randn(s, dtype=torch.float64).to(DEVICE, dtype).requires_grad_() for s in shapes]
-
-
-def agree(ours, theirs, inputs, tolerance: float = TOLERANCE) -> None:
-    """Values and gradients of two functions of the same tensors; theirs is computed in float64."""
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    weight = None
-    results = []
-    for function, given in ((ours, inputs), (theirs, exact)):
-        o = function(*given)
-        weight = torch.randn(o.shape, dtype=torch.float64).to(DEVICE) if weight is None else weight
-        results.append([o, *torch.autograd.grad((o * weight.to(o.dtype)).sum(), given)])
-    for name, a, b in zip(["o", *(f"gradient {n}" for n in range(len(inputs)))], *results):
-        difference = float(((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)).detach())
-        assert difference <= tolerance, f"{name}: off by {difference}"
 
 
 IMAGE = Tokens.grid(9, 8, device=DEVICE)

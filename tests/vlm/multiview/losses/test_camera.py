@@ -1,5 +1,6 @@
 import math
 
+import properties
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def cameras(properties):
+def cameras():
     """(1,2,3,4) by seed."""
 
     def make(seed: int) -> torch.Tensor:
@@ -64,14 +65,14 @@ def test_rigid_by_hand():
     assert rigid(truth, truth, YES) == 0
 
 
-def test_rigid_does_not_depend_on_the_camera_frame(properties, cameras):
+def test_rigid_does_not_depend_on_the_camera_frame(cameras):
     """A turn of both camera frames (a rigid motion on the left) moves both alike."""
     both = torch.stack([cameras(0), cameras(1)])
     left = lambda g, x: torch.cat([g[:3, :3] @ x[..., :3], g[:3, :3] @ x[..., 3:] + g[:3, 3:]], dim=-1)  # noqa: E731
     properties.assert_invariant(lambda x: rigid(*x, YES), properties.rigid(5), left, both, atol=1e-10)
 
 
-def test_sign_of_a_quaternion_is_a_gauge(properties):
+def test_sign_of_a_quaternion_is_a_gauge():
     q, truth = draw(1, 2, 4), draw(1, 2, 4, seed=1)
     loss = lambda q: aligned_quaternion(q, truth, YES)  # noqa: E731
     properties.assert_invariant(loss, [-1.0], lambda g, q: g * q, q, atol=0)
@@ -102,7 +103,7 @@ def test_reprojection(scene):
         torch.testing.assert_close(found, torch.tensor(cost, dtype=torch.float64))
 
 
-def test_reprojection_does_not_depend_on_the_world_frame(properties, scene):
+def test_reprojection_does_not_depend_on_the_world_frame(scene):
     points, pixels, extrinsics, lens = scene
     mask = torch.ones(1, 2, 5, dtype=torch.bool)
     wanted = reprojection(points, pixels + 2, extrinsics, lens, mask)

@@ -1,5 +1,6 @@
 import math
 
+import properties
 import pytest
 import torch
 
@@ -150,7 +151,7 @@ def test_true_triangles_without_an_area_do_not_count():
     assert not counted[:, :, 5:].any() and (found[:, :, 5:] == 0).all()
 
 
-def test_a_common_rigid_motion_changes_nothing(properties):
+def test_a_common_rigid_motion_changes_nothing():
     mask = torch.rand(2, 9, 9, generator=torch.Generator().manual_seed(2)) > 0.2
     both = torch.stack([surface(0), surface(1)])
     for loss in (lambda x: normal_cosine(*x, mask), lambda x: distance(*x, mask)):

@@ -1,3 +1,4 @@
+import properties
 import pytest
 import torch
 
@@ -6,7 +7,7 @@ from gnomon.vlm.multiview.pose import encode
 
 
 @pytest.fixture
-def given(properties) -> dict[str, torch.Tensor]:
+def given() -> dict[str, torch.Tensor]:
     """Two samples of three views whose depth is that of their points."""
     draw = torch.Generator().manual_seed(0)
     extrinsics = properties.rigid(7, seed=3)[1:, :3].reshape(2, 3, 3, 4)
@@ -36,7 +37,7 @@ def test_cameras_points_and_depth_still_agree(given):
     )
 
 
-def test_world_frame_and_world_scale_do_not_matter(properties, given):
+def test_world_frame_and_world_scale_do_not_matter(given):
     wanted = normalise(**given)
     for g in properties.rigid(5, similar=True):
         scale = torch.linalg.det(g[:3, :3]) ** (1 / 3)

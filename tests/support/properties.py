@@ -1,4 +1,4 @@
-"""What symmetry asks of a function, as checks: the fixture `properties` has them for every test.
+"""What symmetry asks of a function, as checks.
 
 A group acts on the input by `act(g, x)` and on the output by `react(g, y)`. Inputs and outputs are tensors. `atol` is
 relative to the largest entry that is compared; 0 asks for equality bit by bit.
