@@ -5,7 +5,7 @@ Shapes: M tiles of `block` queries each, U keys that any query of a tile sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -64,17 +64,37 @@ def tile(
     """Tile after tile of queries, each over the keys that any of its queries sees."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Bound) -> Tensor:
-        outputs = []
-        heads_first = [x.transpose(1, 2) for x in (k, v)]
-        for start, (keys, allowed) in zip(range(0, q.shape[1], block), _seen(mask, q.shape[2], block)):
-            here = q[:, start : start + block].transpose(1, 2)
-            seen = allowed.any(-1, keepdim=True)
-            theirs = (x.index_select(2, keys) for x in heads_first)
-            o = scaled_dot_product_attention(here, *theirs, attn_mask=allowed | ~seen, scale=scale)
-            outputs.append(o.masked_fill(~seen, 0))
+        outputs, queries = [], q.transpose(1, 2).split(block, 2)
+        tiles = _seen(mask, q.shape[2], block)
+        for part in _batches([len(keys) for keys, _ in tiles], k.shape[1]):
+            gathered = (_pieces(x, [keys for keys, _ in tiles[part]]) for x in (k, v))
+            for here, (_, allowed), *theirs in zip(queries[part], tiles[part], *gathered):
+                seen = allowed.any(-1, keepdim=True)
+                o = scaled_dot_product_attention(here, *theirs, attn_mask=allowed | ~seen, scale=scale)
+                outputs.append(o.masked_fill(~seen, 0))
         return torch.cat(outputs, 2).transpose(1, 2)
 
     return in_tiles(run, q, k, v, mask), None
+
+
+def _batches(sizes: list[int], limit: int) -> Iterator[slice]:
+    """Neighbours that together have no more than the limit, or are alone.
+
+    What is gathered at once needs one gradient as long as all keys: tile by tile that is most of the backward pass.
+    """
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    yield slice(start, len(sizes))
+
+
+def _pieces(x: Tensor, places: list[Tensor]) -> list[Tensor]:
+    """(R,U,h,W) at each of the places, heads first."""
+    found = x.index_select(1, torch.cat(places)).split([len(keys) for keys in places], 1)
+    return [piece.transpose(1, 2) for piece in found]
 
 
 def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
