@@ -20,7 +20,7 @@ from gnomon.train.callbacks.gauge import Gauge
 from gnomon.train.callbacks.guard import Guard
 from gnomon.train.callbacks.handoff import HandOff
 from gnomon.train.callbacks.interrupt import Interrupt
-from gnomon.train.callbacks.meter import Meter
+from gnomon.train.callbacks.meter import Columns, Meter
 from gnomon.train.callbacks.progress import Progress
 from gnomon.train.callbacks.validate import Validate
 from gnomon.train.feed import Feed
@@ -157,9 +157,10 @@ def _callbacks(
 ) -> list[Callback]:
     """What a step changes comes before its checkpoint, what ends the run after it."""
     options, run, data = cli.config, place.run, cli.config_init.data
-    gauge = Gauge()
-    meter = Meter(flops, every=options.trainer.log_every_n_steps, beside=gauge.columns)
-    callbacks = [Guard(checkpoint, run.path / "failure.json"), meter, gauge, *stage.callbacks()]
+    own = [Gauge(), *stage.callbacks()]
+    beside = [callback for callback in own if isinstance(callback, Columns)]
+    meter = Meter(flops, every=options.trainer.log_every_n_steps, beside=beside)
+    callbacks = [Guard(checkpoint, run.path / "failure.json"), *own, meter]
     if _budgeted(cli, stage):
         minutes = place.share * options.budget.minutes
         callbacks.append(Budget(60 * minutes, run.stage(stage.name) / "plan.json"))

@@ -6,15 +6,16 @@ import sys
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from gnomon.train.callbacks.meter import Columns
 from gnomon.vlm.layout import Batch
 from gnomon.vlm.model import VLM
 from gnomon.vlm.tally import Tally
 
 
-class Gauge(Callback):
+class Gauge(Columns):
     """Says in a line each, once, what keeps the fusion from learning or would change a frozen geometry encoder.
 
     Its columns are for the meter. Gradients are looked at in the first step that has scenes, and in no other.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,20 +16,22 @@ from gnomon.vlm.layout import Batch
 _COUNTS = ("loss", "tokens", "targets", "places", "samples", "images", "flops", "wait")
 
 
+class Columns(Callback):
+    """A callback that has something of its own to log."""
+
+    def columns(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """Of the steps since the last call; collective."""
+        raise NotImplementedError
+
+
 class Meter(Callback):
     """Adds up the micro-batches of a step over all ranks; logs every `every` steps what the steps since then were.
 
-    beside: what else there is to log of the steps since it was called last; all ranks call it.
+    beside: what else is logged with them; they come before this one in the trainer's list.
     latest: the last step's metrics. tokens: non-padding tokens seen since the stage began.
     """
 
-    def __init__(
-        self,
-        flops: Flops,
-        *,
-        every: int = 10,
-        beside: Callable[[Trainer, LightningModule], dict[str, float]] = lambda *_: {},
-    ) -> None:
+    def __init__(self, flops: Flops, *, every: int = 10, beside: Sequence[Columns] = ()) -> None:
         self.flops, self.every, self.beside = flops, every, beside
         self.latest: dict[str, float] = {}
         self.tokens = 0
@@ -94,7 +96,8 @@ class Meter(Callback):
             self.latest["mfu"] = total["flops"] / seconds / (trainer.world_size * speed)
         if module.device.type == "cuda":
             self.latest["memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
-        self.latest |= self.beside(trainer, module)
+        for other in self.beside:
+            self.latest |= other.columns(trainer, module)
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=trainer.global_step)
         self._since, self._steps, self._begun, self._paused = _zeros(), 0, now, module.paused

@@ -9,16 +9,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from torch import Tensor
 
+from gnomon.train.callbacks.meter import Columns
 from gnomon.vlm.layout import Batch
 from gnomon.vlm.lessons import Lessons
 from gnomon.vlm.mixers.base import Mimic, lessons
 from gnomon.vlm.model import VLM
 
 
-class Transfer(Callback):
+class Transfer(Columns):
     """Attention transfer in the place of the language loss, which is still computed and logged: it is the teacher's.
 
     weight: of the mean error over layers and samples.
@@ -42,8 +43,6 @@ class Transfer(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self._lesson.close()
         self._since.append(torch.stack([error for _, error in sorted(self._given.errors.items())]))
-        if module.boundary and (trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == 1):
-            self._log(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and self._latest:
@@ -57,14 +56,13 @@ class Transfer(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.first = state["first"]
 
-    def _log(self, trainer: Trainer) -> None:
-        """The mean since the last time, over ranks and micro-batches."""
+    def columns(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """Means over ranks and micro-batches."""
         mean = trainer.strategy.reduce(torch.stack(self._since).mean(0), reduce_op="mean").tolist()
         self._since, self._latest = [], mean
         self.first = self.first or mean
-        metrics = {f"error/{layer}": error for layer, error in zip(sorted(self._given.errors), mean)}
-        for logger in trainer.loggers:
-            logger.log_metrics({"error": sum(mean) / len(mean), **metrics}, step=trainer.global_step)
+        by_layer = {f"error/{layer}": error for layer, error in zip(sorted(self._given.errors), mean)}
+        return {"error": sum(mean) / len(mean), **by_layer}
 
 
 def check(vlm: VLM, later: Sequence[str]) -> None:

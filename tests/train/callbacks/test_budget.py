@@ -7,7 +7,7 @@ import json
 import pytest
 
 pytestmark = pytest.mark.timeout(120)
-MINUTES = ("--budget.minutes", "0.03", "--checkpoint.every", "5")
+MINUTES = ("--budget.minutes", "0.08", "--checkpoint.every", "5")
 
 
 def test_the_plan_is_kept_and_the_cosine_ends(fit, weights, metric, tmp_path):
