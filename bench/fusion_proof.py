@@ -64,7 +64,8 @@ TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
 ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
 # steps: naming what is where, comparing places in the picture, and what the picture alone does not say
-WHERE, ORDER, SPACE = 1500, 700, 1000
+WHERE, ORDER, SPACE = 1500, 700, 2000
+STEPS = [WHERE, ORDER, SPACE]
 VIT = {"img_size": SIZE[0], "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
 CHAT = template("llava").render([Turn("user", " "), Turn("assistant", " ")])[:1]
 
@@ -288,7 +289,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if encoder is None and (learned := [name for name in names if CONDITIONS[name].learned]):
         raise ValueError(f"{learned[0]!r} needs --encoder; give TinyGeo's weights, or choose other conditions")
     (work / "runs").mkdir(parents=True, exist_ok=True)
-    _same(work / "settings.json", {"items": options.items, "encoder": options.encoder})
+    _same(work / "settings.json", {"items": options.items, "steps": STEPS, "encoder": options.encoder})
     print("scenes", flush=True)
     stock = Stock(work / "stock", count=options.items, seed=0, tasks=TASKS, jobs=options.jobs)
     words = work / "words"
@@ -317,7 +318,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "items": options.items,
-        "steps": [WHERE, ORDER, SPACE],
+        "steps": STEPS,
         "batch": BATCH,
         "seeds": options.seeds,
         "encoder": quality,
