@@ -64,7 +64,7 @@ TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
 ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
 # steps: naming what is where, comparing places in the picture, and what the picture alone does not say
-WHERE, ORDER, SPACE = 1500, 700, 2000
+WHERE, ORDER, SPACE = 1500, 1000, 1000
 STEPS = [WHERE, ORDER, SPACE]
 VIT = {"img_size": SIZE[0], "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
 CHAT = template("llava").render([Turn("user", " "), Turn("assistant", " ")])[:1]
@@ -83,14 +83,16 @@ def tokenizer(texts: Sequence[str], folder: Path) -> Path:
 
 
 def model(words: Path, seed: int) -> VLM:
-    """Two layers of ViT on the geometry encoder's cells, and two of Qwen3: normed queries and keys learn faster."""
+    """Two layers of ViT on the geometry encoder's cells, and four of Qwen3: normed queries and keys learn faster, and
+    comparing two objects takes a layer to join the words of a name, one to find what it names and one to compare.
+    """
     torch.manual_seed(seed)
     config = {
         "model_type": "qwen3",
         "vocab_size": 256,
         "hidden_size": WIDTH,
         "intermediate_size": 3 * WIDTH,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "head_dim": WIDTH // 4,
@@ -156,16 +158,16 @@ def first_lesson(stock: Stock, words: Path, seed: int) -> tuple[dict[str, Tensor
     vlm = model(words, seed)
     processor, generator = processing(vlm), np.random.default_rng(seed)
 
-    def loss(items: list[int], say: Callable[[Text, np.random.Generator], tuple[str, str]]) -> Tensor:
-        told = [stock.sample(item, say(stock.texts[item], generator)) for item in items]
+    def loss(items: list[int], say: Callable[[Text, np.random.Generator], tuple[str, str]], times: int) -> Tensor:
+        told = [stock.sample(item, [say(stock.texts[item], generator) for _ in range(times)]) for item in items]
         examples = [processor.example(sample, train=True) for sample in told]
         return _loss(vlm, collate(examples, pad_id=processor.pad_id), None)
 
-    train(vlm, WHERE, seed, partial(loss, say=Text.places), stock.count)
-    train(vlm, ORDER, seed, partial(loss, say=Text.places_or_order), stock.count)
+    train(vlm, WHERE, seed, partial(loss, say=Text.places, times=1), stock.count)
+    train(vlm, ORDER, seed, partial(loss, say=Text.places_or_order, times=3), stock.count)
     vlm.eval()
     with torch.no_grad():
-        last = loss(list(range(128)), say=Text.places_or_order).item()
+        last = loss(list(range(128)), say=Text.places_or_order, times=3).item()
     return vlm.state_dict(), last
 
 
@@ -203,9 +205,9 @@ def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: 
     generator = np.random.default_rng(seed)
 
     def example(item: int) -> Example:
-        # every other time the distances of all objects, which teach what geometry tokens say much faster
-        said = stock.texts[item].distances(generator) if generator.random() < 0.5 else None
-        made = processor.example(stock.sample(item, said), train=True)
+        # the distances of all objects behind it, which teach what geometry tokens say much faster
+        text = stock.texts[item]
+        made = processor.example(stock.sample(item, [text.asked, text.distances(generator)]), train=True)
         if fusion is not None:
             # of remembered geometry, that there is a scene is all that is asked
             made.views = stock.views(item) if told is None else Views.blank(*SIZE, "cpu")
@@ -296,8 +298,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if not (words / "tokenizer.json").is_file():
         generator = np.random.default_rng(0)
         lessons = [say(generator) for text in stock.texts for say in (text.places_or_order, text.distances)]
-        texts = [f"{text.question} {text.answer}" for text in stock.texts]
-        tokenizer([*sum(lessons, ()), *texts, *CHAT], words)
+        tokenizer([*sum(lessons, ()), *(" ".join(text.asked) for text in stock.texts), *CHAT], words)
     quality = None
     if encoder is not None:
         print("geometry", flush=True)

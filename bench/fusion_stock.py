@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -46,6 +47,10 @@ class Text:
         """All that there is to know of depth, in one answer."""
         things = [self.where[k] for k in generator.permutation(len(self.where))]
         return "How far is what?", ", ".join(f"{name} {far:.1f}" for name, *_, far in things)
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        return self.question, self.answer
 
     def places(self, generator: Generator) -> tuple[str, str]:
         """Where everything is in the picture, in any order."""
@@ -107,14 +112,14 @@ class Stock:
             file.flush()
         return texts
 
-    def sample(self, item: int, said: tuple[str, str] | None = None) -> Sample:
-        """The question about space, or what else is `said` of the item."""
-        text = self.texts[item]
-        asked, reply = said or (text.question, text.answer)
-        asked = asked if IMAGE_MARK in asked else f"{IMAGE_MARK}\n{asked}"
+    def sample(self, item: int, said: Sequence[tuple[str, str]]) -> Sample:
+        """The item's first view, and questions with their answers one after the other."""
+        bare = [(asked.removeprefix(f"{IMAGE_MARK}\n"), reply) for asked, reply in said]
+        turns = [turn for asked, reply in bare for turn in (Turn("user", asked), Turn("assistant", reply))]
+        turns[0] = Turn("user", f"{IMAGE_MARK}\n{turns[0].text}")
         # whoever wants depth takes it from `views`: here it would be checked against the cameras, item by item
         known = Geometry(tuple(self.arrays["pixels"][item].transpose(0, 2, 3, 1)))
-        return Sample(f"{item}", (Turn("user", asked), Turn("assistant", reply)), known.views[:1], geometry=known)
+        return Sample(f"{item}", tuple(turns), known.views[:1], geometry=known)
 
     def views(self, item: int) -> Views:
         pixels, depth, extrinsics, intrinsics = (torch.from_numpy(self.arrays[n][item].copy()) for n in _ARRAYS)

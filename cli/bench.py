@@ -142,6 +142,9 @@ def kernels(argv: list[str]) -> int:
     from gnomon.eval.session import DTYPES, place
 
     found = operators(args.ops)
+    known = {name for member in found for name in member.op.impls}
+    if args.impl != "auto" and args.impl not in known:
+        raise ValueError(f"--impl {args.impl}: none of these operators has it; use auto or {', '.join(sorted(known))}")
     if args.threads:
         torch.set_num_threads(args.threads)
     device, dtype = place(args.device, args.dtype)

@@ -73,16 +73,18 @@ def columns(
 
     chunk: rows at a time, where they are taken in chunks.
     """
-    call = _implementation(COLUMNS, impl, q, k, sight)
+    call = _implementation(COLUMNS, impl, q, k, sight, weight)
     if weight is not None and weight.shape != q.shape[:2]:
         raise refuse(COLUMNS.name, f"weight has shape {tuple(weight.shape)}", f"give {tuple(q.shape[:2])}")
     scale = check_scale(COLUMNS.name, scale, q.shape[3])
     return call(q, k, scale=scale, softcap=softcap, sight=sight, weight=weight, chunk=chunk)
 
 
-def _implementation(op: Op, impl: str, q: Tensor, k: Tensor, sight: Sight) -> Callable[..., Tensor]:
+def _implementation(
+    op: Op, impl: str, q: Tensor, k: Tensor, sight: Sight, weight: Tensor | None = None
+) -> Callable[..., Tensor]:
     _check(op.name, q, k, sight)
-    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, weight))
     sizes = len(q), q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], k.shape[3]
     shape = Shape(*sizes, causal=False, dtype=q.dtype, device=q.device, grad=grad)
     return op.impls[op.choose(impl, shape, bind(None, 1, 1)).used].call
@@ -92,8 +94,12 @@ def _check(op: str, q: Tensor, k: Tensor, sight: Sight) -> None:
     if q.ndim != 4 or k.ndim != 4 or (len(q), q.shape[3]) != (len(k), k.shape[3]) or q.shape[2] % k.shape[2]:
         what = f"q of shape {tuple(q.shape)} and k of {tuple(k.shape)} do not fit"
         raise refuse(op, what, "give (batch, tokens, heads, width), key heads dividing the others")
+    if not (q.numel() and k.numel()):
+        raise refuse(op, f"q of shape {tuple(q.shape)} or k of {tuple(k.shape)} is empty", "give at least one of each")
     if (q.dtype, q.device) != (k.dtype, k.device):
         raise refuse(op, f"q is {q.dtype} on {q.device} but k {k.dtype} on {k.device}", "convert with k.to(q)")
+    if isinstance(sight, Tensor) and sight.dtype != torch.bool:
+        raise refuse(op, f"the mask is {sight.dtype}", "give torch.bool, True where a row sees a key")
     given = {"the mask": (sight, (len(q), q.shape[1], k.shape[1]))} if isinstance(sight, Tensor) else {}
     if isinstance(sight, Limits):
         of_row, of_key = sight.segments or (None, None)

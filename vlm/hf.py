@@ -128,7 +128,7 @@ class CausalLM(Part, nn.Module):
         taken = [index for mixer in mixers for index in mixer.places(len(self.layers)) if index in self.operators]
         if taken:
             raise ValueError(f"layers {taken} have an operator already; give the mixers others")
-        self.mixed |= mix(self.layers, mixers)
+        self.mixed |= mix(self.layers, mixers, windows=self.windows)
 
     @property
     def placed(self) -> Mapping[int, Placed]:

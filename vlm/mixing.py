@@ -66,7 +66,7 @@ def _taught(layer: nn.Module, hidden: Tensor, **given: Any) -> Any:
     return layer(alone(hidden), **given)
 
 
-def mix(layers: Sequence[nn.Module], mixers: Sequence[Mixer]) -> dict[int, Mixed]:
+def mix(layers: Sequence[nn.Module], mixers: Sequence[Mixer], *, windows: Sequence[int | None]) -> dict[int, Mixed]:
     """Put fresh copies of the mixers into the layers they are for; of the attention that was there, its maps remain."""
     owners: dict[int, Mixer] = {}
     for mixer in mixers:
@@ -80,12 +80,12 @@ def mix(layers: Sequence[nn.Module], mixers: Sequence[Mixer]) -> dict[int, Mixed
         layer = layers[index]
         weight = next(layer.self_attn.parameters())
         fresh = type(mixer)(**mixer.init_args)
-        fresh.setup(facts(layer.self_attn, index, len(layers)))
+        fresh.setup(facts(layer.self_attn, index, len(layers), windows[index]))
         layer.self_attn = Seat(fresh.to(weight.device, weight.dtype)).train(layer.training)
     return {index: Mixed() for index in owners}
 
 
-def facts(attention: nn.Module, layer: int, depth: int) -> Attention:
+def facts(attention: nn.Module, layer: int, depth: int, window: int | None) -> Attention:
     """What a mixer learns of a transformers attention: its maps, sizes, scale and rotation."""
     config, dim = attention.config, attention.head_dim
     heads = config.num_attention_heads
@@ -98,7 +98,9 @@ def facts(attention: nn.Module, layer: int, depth: int) -> Attention:
         maps |= {name: getattr(attention, name) for name in names}
     # some layers of some architectures have no positions
     rotate = _rotation(attention) if getattr(attention, "use_rope", True) else None
-    return Attention(maps, config.hidden_size, heads, key_heads, dim, attention.scaling, layer, depth, rotate)
+    sizes = (config.hidden_size, heads, key_heads, dim, attention.scaling)
+    cap = getattr(config, "attn_logit_softcapping", None)
+    return Attention(maps, *sizes, layer, depth, rotate, window, cap)
 
 
 def cut(linear: nn.Linear, sizes: Sequence[int]) -> list[nn.Linear]:

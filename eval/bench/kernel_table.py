@@ -17,7 +17,8 @@ COLUMNS = (
 )  # fmt: skip
 
 NOTE = """\
-Times are medians. x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
+Times are medians, of calls that take long the faster of two.
+x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
 TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
 time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at
 the measured ceilings, as a share of the forward time. Passes: over the keys. Error: largest difference from the float64

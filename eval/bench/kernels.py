@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -63,13 +64,16 @@ class Timing:
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Device:
     """What the device does at most, as measured: a large matrix product, a large copy, a large exponential."""
-    side, many = (8192, 1 << 28) if device.type == "cuda" else (2048, 1 << 25)
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    sides, many = ((8192,), 1 << 28) if device.type == "cuda" else ((512, 1024, 2048), 1 << 25)
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        product = _seconds(partial(torch.mm, a, b), device)
+        # in some types a CPU takes very long
+        if product > 0.05:
+            break
     x = torch.randn(many // 4, device=device)
     y = torch.empty_like(x)
-    product, copy, exponential = (
-        _seconds(f, device) for f in (lambda: a @ b, lambda: y.copy_(x), lambda: torch.exp(x, out=y))
-    )
+    copy, exponential = (_seconds(f, device) for f in (lambda: y.copy_(x), lambda: torch.exp(x, out=y)))
     return Device(2 * side**3 / product, 2 * 4 * x.numel() / copy, x.numel() / exponential)
 
 
@@ -140,8 +144,10 @@ class _Bench:
         timing = Timing(name, self.impl, length, causal)
 
         def make() -> Call:
-            timing.error = self._error(member, causal, None)
-            return Call(member, length, causal, self.setting, self.impl)
+            call = Call(member, length, causal, self.setting, self.impl)
+            call.forward()
+            timing.error = self._error(member, causal, None, call.chosen.used if call.chosen else self.impl)
+            return call
 
         ours = self._time(timing, make, name)
         if isinstance(ours, Call) and ours.chosen is not None:
@@ -165,7 +171,7 @@ class _Bench:
             return
 
         def make() -> Timed:
-            timing.error = self._error(member, beside.causal, peer)
+            timing.error = self._error(member, beside.causal, peer, self.impl)
             return Timed(peer.prepare(ours), ours.learned, peer.forward_only)
 
         if self._time(timing, make, name) is not None:
@@ -173,21 +179,27 @@ class _Bench:
             timing.limit = beside.limit
         yield timing
 
-    def _error(self, member: Member, causal: bool, peer: Peer | None) -> float:
+    def _error(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
         """The largest difference from the float64 reference on the same numbers, as a share of the largest output."""
-        key = f"{member.family}/{member.op.name} {peer.name if peer else 'ours'}"
+        key = f"{member.family}/{member.op.name} {peer.name if peer else impl}"
         if key not in self.errors:
-            truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True).forward()
-            call = Call(member, CHECKED, causal, self.setting, self.impl)
-            found = call.forward()
-            if peer is not None:
-                try:
-                    found = Timed(peer.prepare(call), ()).forward()
-                except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-                    # another version of a package than we know may fail in any of these ways
-                    raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
-            self.errors[key] = float((found.double() - truth).abs().max() / truth.abs().max())
+            self.errors[key] = self._difference(member, causal, peer, impl)
         return self.errors[key]
+
+    def _difference(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
+        try:
+            truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True).forward()
+            call = Call(member, CHECKED, causal, self.setting, impl)
+            found = call.forward()
+        except ValueError as error:
+            raise ValueError(f"its check at {CHECKED} tokens: {error}") from error
+        if peer is not None:
+            try:
+                found = Timed(peer.prepare(call), ()).forward()
+            except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+                # another version of a package than we know may fail in any of these ways
+                raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
+        return float((found.double() - truth).abs().max() / truth.abs().max())
 
     def _time(self, timing: Timing, make: Callable[[], Timed], name: str) -> Timed | None:
         """Fills in error, seconds and note; None if it could not even be called."""
@@ -241,7 +253,9 @@ def _free(device: torch.device) -> int | None:
 
 
 def _seconds(f: Callable[[], object], device: torch.device, *, patience: float = math.inf, least: float = 0.2) -> float:
-    """Median of as many calls as fit into `least` seconds, at least 3; one call alone where that takes long."""
+    """Median of as many calls as fit into `least` seconds, at least 3; of longer ones the faster of two, or the one
+    that is beyond patience.
+    """
     first = _once(f, device)
     if first > patience:
         return first

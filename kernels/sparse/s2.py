@@ -43,8 +43,10 @@ def s2(
     group  tokens; a quarter of the sequence when left out
     """
     length, heads = k.shape[1], max(q.shape[2], k.shape[2])
-    if q.shape[1] != length or heads < 2:
-        raise refuse("s2", f"{q.shape[1]} queries, {length} keys, {heads} heads", "use exact attention for decoding")
+    if q.shape[1] != length:
+        raise refuse("s2", f"{q.shape[1]} queries for {length} keys", "use exact attention for decoding")
+    if heads < 2:
+        raise refuse("s2", "1 head cannot be shifted against another", "give 2 heads or more")
     if group is None and cu_seqlens is not None:
         raise refuse("s2", "cu_seqlens without a size of the groups", "give group=...")
     group = max(length // 4, 2) if group is None else group

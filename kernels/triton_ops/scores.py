@@ -18,9 +18,7 @@ from torch import Tensor
 
 from gnomon.kernels.scores import Limits, Sight
 from gnomon.kernels.triton_ops.aot import Build
-
-PROGRAMS = 512
-"""About how many programs the first pass is split into: some for each processor of a large GPU."""
+from gnomon.kernels.triton_ops.launch import PROGRAMS, REGISTERS
 
 
 @triton.jit
@@ -278,8 +276,7 @@ def constants(
 
 def schedule(fixed: dict[str, object]) -> dict[str, int]:
     """Warps, stages, registers: chosen so that the shipped sizes do not spill, not yet by measuring."""
-    # left alone, the assembler stops at 96 or 128 registers, for more blocks at a time, and spills the few that remain
-    return {"num_warps": 4 if fixed["MOVE"].primitive_bitwidth == 16 else 8, "num_stages": 2, "maxnreg": 255}
+    return {"num_warps": 4 if fixed["MOVE"].primitive_bitwidth == 16 else 8, "num_stages": 2, "maxnreg": REGISTERS}
 
 
 def builds(dtype: torch.dtype, width: int, *, rows: int, weighted: bool = False, **which: object) -> list[Build]:

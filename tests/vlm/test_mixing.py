@@ -89,9 +89,17 @@ def test_a_converted_checkpoint_answers_as_before_while_its_window_holds_all(kin
     torch.testing.assert_close(read(lm), theirs(IDS).logits, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("qwen2", {}),
+        ("mistral", {"sliding_window": 4}),
+        ("gemma3_text", {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    ],
+)
 @torch.no_grad()
-def test_attention_transfer_reads_as_the_model_did_before():
-    plain, lm = made(), made()
+def test_attention_transfer_reads_as_the_model_did_before(kind, more):
+    plain, lm = made(kind, **more), made(kind, **more)
     lm.mix([Hedgehog([0, 2])])
     with lessons(lm) as given:
         found = read(lm)
@@ -203,6 +211,10 @@ def refused(call, why: str) -> None:
 def test_what_cannot_be_is_refused(tiny):
     refused(lambda: made().mix([GLA([0, 1]), DeltaNet([1])]), "layer 1 has a mixer already")
     refused(lambda: made().mix([Agent()]), "for encoders only")
+    config = {"model_type": "gemma2", **SIZES, "attn_logit_softcapping": 50.0}
+    capped = CausalLM(config=config, attention="eager")
+    capped.mix([LoLCATs([1])])
+    refused(lambda: lessons(capped).__enter__(), "layer 1 capped its logits at 50")
     refused(lambda: made().mix([GLA([4])]), "not some of 0 to 3")
     refused(lambda: made(operators=[{"name": "exact"}]).mix([GLA([0])]), "have an operator already")
     refused(lambda: tiny(mixers=[GLA("all")], compute=SAISA()), "SAISA wants softmax attention")

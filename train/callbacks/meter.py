@@ -50,7 +50,7 @@ class Meter(Callback):
         sums[0] /= trainer.world_size * module.feed.data.accumulate
         self._since, self._sums, self._steps = self._since + sums, _zeros(), self._steps + 1
         self.tokens += int(sums[1])
-        if trainer.global_step % self.every == 0 or trainer.global_step == 1:
+        if trainer.global_step % self.every == 0 or trainer.global_step in (1, module.schedule.total):
             self._log(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:

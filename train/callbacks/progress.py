@@ -41,10 +41,10 @@ class Progress(Callback):
         latest = self.meter.latest
         rate = (step - self._first) / max(1e-9, now - self._begun)
         known = total < 1 << 32
-        learned = "error" if "error" in latest else "loss"
+        learned = f"error {latest['error']:.3g}" if "error" in latest else f"loss {latest['loss']:.4f}"
         left = clock((total - step) / rate) if known and rate else "measuring"
         line = (
-            f"{self.stage} step {step}{f'/{total}' if known else ''}  {learned} {latest[learned]:.4f}  "
+            f"{self.stage} step {step}{f'/{total}' if known else ''}  {learned}  "
             f"lr {latest['lr']:.2e}  {latest['tokens_per_s']:,.0f} tokens/s  "
             + (f"took {clock(now - self._begun)}" if end else f"left {left}")
         )

@@ -15,14 +15,14 @@ from torch import Tensor
 from gnomon.train.callbacks.meter import Columns
 from gnomon.vlm.layout import Batch
 from gnomon.vlm.lessons import Lessons
-from gnomon.vlm.mixers.base import Mimic, lessons
+from gnomon.vlm.mixers.base import Mimic, lessons, taught
 from gnomon.vlm.model import VLM
 
 
 class Transfer(Columns):
     """Attention transfer in the place of the language loss, which is still computed and logged: it is the teacher's.
 
-    weight: of the mean error over layers and samples.
+    weight: of the mean error over layers and the samples of a micro-batch.
     """
 
     def __init__(self, *, weight: float) -> None:
@@ -35,7 +35,7 @@ class Transfer(Columns):
         self._since: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        layers = sum(isinstance(part, Mimic) for part in module.vlm.modules())
+        layers = len(taught(module.vlm))
         # the loss of a micro-batch is divided by their number on the way to the backward pass; what is tied in is not
         weight = self.weight / layers / trainer.accumulate_grad_batches
         self._given = self._lesson.enter_context(lessons(module.vlm, weight=weight))
@@ -75,6 +75,7 @@ def check(vlm: VLM, later: Sequence[str]) -> None:
                 f"{type(mixer).__name__} cannot mimic softmax attention and learns nothing in attention transfer; "
                 "use LoLCATs or Hedgehog in these layers, or train it with the recipe SFT"
             )
+    taught(vlm)
     names = [name for name, _ in vlm.named_parameters(remove_duplicate=False)]
     for pattern in later:
         if not any(fnmatchcase(name, pattern) for name in names):

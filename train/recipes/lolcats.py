@@ -6,7 +6,8 @@ Rule:    stage 1, attention transfer: layers answer by softmax, feature maps phi
          language loss of the converted model
 Where:   training, two stages; the model's mixers say which layers, and are those that mimic (LoLCATs, Hedgehog)
 Differs: a cosine and as many steps as are given, where the code lowers the rate on plateaus and keeps the best epoch;
-         every sample counts the same in stage 1; all parts have one model, no blocks of layers are trained apart
+         samples of a micro-batch count the same in stage 1; all parts have one model, no blocks of layers are trained
+         apart
 """
 
 from __future__ import annotations

@@ -74,6 +74,9 @@ def random(config: Mapping[str, Any], *, dtype: str | None, attention: str) -> n
     kind = arguments.pop("model_type", None)
     if kind not in SUPPORTED:
         raise ValueError(_unsupported(kind))
+    for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"):
+        if isinstance(count := arguments.get(name), int) and count < 1:
+            raise ValueError(f"language model config: {name} {count}; use 1 or more")
     own = _dtype(arguments.pop("dtype", None))
     wanted = _dtype(dtype) or own or torch.float32
     with _reading(f"language model config of type {kind!r}"):
@@ -88,7 +91,11 @@ def _locate(path: str) -> tuple[str, str | None]:
     """What from_pretrained wants: a directory or hub id, and the name of the .gguf file in it if there is one."""
     if path.startswith("pypi:"):
         name = path.removeprefix("pypi:")
-        package = importlib.util.find_spec(name)
+        try:
+            package = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            # of a dotted name whose first part is absent
+            package = None
         if package is None:
             raise ValueError(f"language model {path!r}: package {name!r} is not installed; install it with pip")
         files = [file for place in package.submodule_search_locations or () for file in Path(place).glob("*.gguf")]
@@ -97,11 +104,16 @@ def _locate(path: str) -> tuple[str, str | None]:
         return str(files[0].parent), files[0].name
     if path.startswith("configs:"):
         places = [Path(place) / path.removeprefix("configs:") for place in import_module("gnomon.configs").__path__]
-        return str(next((place for place in places if place.exists()), places[0])), None
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise ValueError(f"language model {path!r} is not in the package's configs; correct the name")
+        return str(found), None
     if path.endswith(".gguf"):
         if not Path(path).is_file():
             raise ValueError(f"language model {path!r} is not a file; correct the path")
         return str(Path(path).parent), Path(path).name
+    if path.startswith(("/", "./", "../", "~")) and not Path(path).is_dir():
+        raise ValueError(f"language model {path!r} is not a directory; correct the path")
     return path, None
 
 

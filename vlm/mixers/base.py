@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnomon.kernels.mask import CAUSAL, Mask
+from gnomon.kernels.masks.atoms import recent
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.softmax.exact import exact
 from gnomon.vlm.layout import TokenLayout
@@ -43,6 +44,8 @@ class Attention:
     maps    its modules by name: q_proj, k_proj, v_proj, o_proj, and q_norm, k_norm where it has them
     scale   of its softmax; layer and depth: its number, and of how many
     rotate  None in layers without positions
+    window  how many tokens see a token, itself among them; None: all
+    cap     of its logits; None: none
     prefix  class and register tokens of an encoder
     """
 
@@ -55,6 +58,8 @@ class Attention:
     layer: int
     depth: int
     rotate: Rotate | None = None
+    window: int | None = None
+    cap: float | None = None
     prefix: int = 0
 
 
@@ -126,11 +131,20 @@ class Rows:
             whole = bool((visible[:, 1:] <= visible[:, :-1]).all())
         one = document is None or bool((document == document[:, :1]).all())
         self.segment: Tensor | None = None
-        self.mask: Mask = CAUSAL
+        self._tokens: Tokens | None = None
         if not (whole and one):
             self.segment = torch.where(visible, 0 if document is None else document, -1)
             p = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
-            self.mask = CAUSAL.on(Tokens({"p": p, "segment": self.segment}))
+            self._tokens = Tokens({"p": p, "segment": self.segment})
+
+    @property
+    def mask(self) -> Mask:
+        return self.within(None)
+
+    def within(self, window: int | None) -> Mask:
+        """Causal, and no further back than that."""
+        rule = CAUSAL if window is None else recent(window)
+        return rule if self._tokens is None else rule.on(self._tokens)
 
     def ends(self, state: Tensor) -> Tensor:
         """(N,...), one for each sequence, to (B,...): that of the last one of each row."""
@@ -248,7 +262,7 @@ class Mimic(Mixer):
 
     def setup(self, attention: Attention) -> None:
         super().setup(attention)
-        self.layer = attention.layer
+        self.layer, self.sight, self.cap = attention.layer, attention.window, attention.cap
         for name in self.takes if self.rank else "":
             out, width = getattr(self, f"{name}_proj").weight.shape
             low = low_rank(width, self.rank, out, bias=False)
@@ -277,11 +291,25 @@ class Mimic(Mixer):
         with torch.no_grad():
             q, k, v = (self.project(name, x) for name in "qkv")
             q, k = self.turned(q, k, tables)
-            truth, _ = exact(q, k, v, mask=rows.mask, scale=self.scale)
+            truth, _ = exact(q, k, v, mask=rows.within(self.sight), scale=self.scale)
         found, _ = self.mix(q, k, v, rows, None)
         gap = torch.where(rows.visible[..., None, None], found.float() - truth.float(), 0)
         error = sample_mean(gap.square().mean((2, 3)), rows.visible, rows.document)
         return lessons.correct(self.layer, self.linear("o", truth.flatten(2)), error)
+
+
+def taught(model: nn.Module) -> list[Mimic]:
+    """The converted layers; a ValueError where there are none, or where one had what it cannot mimic."""
+    mimics = [module for module in model.modules() if isinstance(module, Mimic)]
+    if not mimics:
+        raise ValueError("no layer of this model mimics softmax attention; give it mixers such as LoLCATs")
+    for mimic in mimics:
+        if mimic.cap is not None:
+            raise ValueError(
+                f"{type(mimic).__name__}: layer {mimic.layer} capped its logits at {mimic.cap:g}, which attention "
+                "transfer does not mimic; use a model without capped logits, or train the mixers with the recipe SFT"
+            )
+    return mimics
 
 
 @contextmanager
@@ -289,9 +317,7 @@ def lessons(model: nn.Module, *, weight: float = 1.0) -> Iterator[Lessons]:
     """While it lasts, the model's converted layers answer by softmax, and what they would have answered is corrected:
     attention transfer. Freeze all but learned_*, then `with lessons(model) as given: model.loss(batch)[0].backward()`.
     """
-    mimics = [module for module in model.modules() if isinstance(module, Mimic)]
-    if not mimics:
-        raise ValueError("no layer of this model mimics softmax attention; give it mixers such as LoLCATs")
+    mimics = taught(model)
     given = Lessons(weight)
     for mimic in mimics:
         mimic.lessons = given

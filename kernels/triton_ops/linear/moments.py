@@ -32,9 +32,7 @@ from gnomon.kernels import moments as core
 from gnomon.kernels.linear import nalaformer as nala
 from gnomon.kernels.op import Result, State
 from gnomon.kernels.triton_ops.aot import Build
-
-PROGRAMS = 512
-"""About how many programs a sum over tokens is split into: some for each processor of a large GPU."""
+from gnomon.kernels.triton_ops.launch import PROGRAMS, REGISTERS
 
 
 @triton.jit
@@ -381,8 +379,7 @@ def constants(
 def schedule(kernel: triton.JITFunction, fixed: dict[str, object]) -> dict[str, int]:
     """Warps, stages, registers: chosen so that the shipped sizes do not spill, not yet by measuring."""
     tile = fixed["BLOCK"] * fixed["LANES_V"] * fixed["MOVE"].primitive_bitwidth // 8
-    # left alone, the assembler stops at 96 or 128 registers, for more blocks at a time, and spills the few that remain
-    return {"num_warps": 8 if kernel is spread or tile > 16384 else 4, "num_stages": 2, "maxnreg": 255}
+    return {"num_warps": 8 if kernel is spread or tile > 16384 else 4, "num_stages": 2, "maxnreg": REGISTERS}
 
 
 def gathered(

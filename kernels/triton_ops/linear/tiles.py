@@ -3,7 +3,7 @@
 Tokens of all sequences stand in one row: q (N,H,K), v (N,H,V). A chunk never crosses the end of its sequence.
 
 Sums of log decays are only made of the terms they need, never as differences of longer sums, so that no exponent is
-positive and no decay too strong: `pair_decays` for scalars, `near` for vectors.
+positive and no decay too strong: `pair_decays` for scalars, `fade` of vector.py for vectors.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_group_of_one_whole_sequence_is_causal():
 
 def test_refusals():
     q, k, v = qkv(8)
-    with pytest.raises(ValueError, match=r"^s2: 1 queries, 8 keys"):
+    with pytest.raises(ValueError, match=r"^s2: 1 queries for 8 keys"):
         s2(q[:, -1:], k, v, mask=CAUSAL)
     with pytest.raises(ValueError, match=r"^s2: cu_seqlens without a size"):
         s2(q[:1], k[:1], v[:1], mask=CAUSAL, cu_seqlens=torch.tensor([0, 8]))
