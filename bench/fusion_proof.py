@@ -1,8 +1,9 @@
 """Does a language model use geometry tokens, and how much does each fusion make of them?
 
-A small model first learns to name what is where in a picture, and to compare places in it. It is then taught distances
-and questions about space, which no single picture answers: once for each condition below and each seed, with the same
-questions in the same order. Scores are those of `gnomon evaluate` on the test split; differences are paired by item.
+A small model first learns to name what is where in a picture, and to compare places in it. From there it is taught
+distances and questions about space, which no single picture answers: once for each condition below and each seed, with
+the same questions in the same order. Scores are those of `gnomon evaluate` on the test split; differences are paired by
+item.
 
     python bench/fusion_proof.py [--encoder runs/tinygeo/encoder] [--seeds 0 1 2] [--only add GeoSR] [--jobs 2]
                                  [--work runs/fusion_proof] [--out bench/results/fusion_proof]
@@ -20,7 +21,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -64,15 +65,18 @@ TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
 ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
 # steps: naming what is where, comparing places in the picture, and what the picture alone does not say
-WHERE, ORDER, SPACE = 1500, 1000, 1000
+WHERE, ORDER, SPACE = 1500, 3000, 1000
 STEPS = [WHERE, ORDER, SPACE]
 VIT = {"img_size": SIZE[0], "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
 CHAT = template("llava").render([Turn("user", " "), Turn("assistant", " ")])[:1]
 
 
-def tokenizer(texts: Sequence[str], folder: Path) -> Path:
-    """Words with the space before them, single figures and marks; whatever stands in these texts."""
-    split = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|\s|."), "isolated")
+def tokenizer(texts: Sequence[str], names: Iterable[str], folder: Path) -> Path:
+    """Names of objects and other words with the space before them, single figures and marks; whatever stands in these
+    texts. A name in one piece is found in a picture, and repeated in an answer, in one step.
+    """
+    named = "|".join(map(re.escape, sorted(names)))
+    split = pre_tokenizers.Split(Regex(rf" ?(?:{named})| ?[A-Za-z]+|\s|."), "isolated")
     words = sorted({piece for text in texts for piece, _ in split.pre_tokenize_str(text)})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", *words])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
@@ -83,16 +87,14 @@ def tokenizer(texts: Sequence[str], folder: Path) -> Path:
 
 
 def model(words: Path, seed: int) -> VLM:
-    """Two layers of ViT on the geometry encoder's cells, and four of Qwen3: normed queries and keys learn faster, and
-    comparing two objects takes a layer to join the words of a name, one to find what it names and one to compare.
-    """
+    """Two layers of ViT on the geometry encoder's cells, and three of Qwen3: normed queries and keys learn faster."""
     torch.manual_seed(seed)
     config = {
         "model_type": "qwen3",
         "vocab_size": 256,
         "hidden_size": WIDTH,
         "intermediate_size": 3 * WIDTH,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "head_dim": WIDTH // 4,
@@ -153,21 +155,21 @@ def _loss(vlm: VLM, batch: Batch, seen: list[Seen] | None) -> Tensor:
     return F.cross_entropy(vlm.lm.head(read.hidden[at]).float(), following[at]) + read.loss
 
 
-def first_lesson(stock: Stock, words: Path, seed: int) -> tuple[dict[str, Tensor], float]:
-    """The model that finds objects in pictures, and its loss on the last batch."""
-    vlm = model(words, seed)
-    processor, generator = processing(vlm), np.random.default_rng(seed)
+def first_lesson(stock: Stock, words: Path) -> tuple[dict[str, Tensor], float]:
+    """The model that finds and compares objects in pictures, and its loss on some of them."""
+    vlm = model(words, 0)
+    processor, generator = processing(vlm), np.random.default_rng(0)
 
     def loss(items: list[int], say: Callable[[Text, np.random.Generator], tuple[str, str]], times: int) -> Tensor:
         told = [stock.sample(item, [say(stock.texts[item], generator) for _ in range(times)]) for item in items]
         examples = [processor.example(sample, train=True) for sample in told]
         return _loss(vlm, collate(examples, pad_id=processor.pad_id), None)
 
-    train(vlm, WHERE, seed, partial(loss, say=Text.places, times=1), stock.count)
-    train(vlm, ORDER, seed, partial(loss, say=Text.places_or_order, times=3), stock.count)
+    train(vlm, WHERE, 0, partial(loss, say=Text.places, times=1), stock.count)
+    train(vlm, ORDER, 0, partial(loss, say=Text.places_or_order, times=2), stock.count)
     vlm.eval()
     with torch.no_grad():
-        last = loss(list(range(128)), say=Text.places_or_order, times=3).item()
+        last = loss(list(range(128)), say=Text.places_or_order, times=2).item()
     return vlm.state_dict(), last
 
 
@@ -194,7 +196,7 @@ def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: 
     condition = CONDITIONS[name]
     stock = Stock(work / "stock", count=count, seed=0, tasks=TASKS, jobs=1)
     vlm = model(work / "words", seed)
-    vlm.load_state_dict(torch.load(work / f"first-{seed}.pt", weights_only=True))
+    vlm.load_state_dict(torch.load(work / "first.pt", weights_only=True))
     told, fusion = None, condition.make()
     if fusion is not None:
         torch.manual_seed(seed)
@@ -298,7 +300,8 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if not (words / "tokenizer.json").is_file():
         generator = np.random.default_rng(0)
         lessons = [say(generator) for text in stock.texts for say in (text.places_or_order, text.distances)]
-        tokenizer([*sum(lessons, ()), *(" ".join(text.asked) for text in stock.texts), *CHAT], words)
+        names = {name for text in stock.texts for name, *_ in text.where}
+        tokenizer([*sum(lessons, ()), *(" ".join(text.asked) for text in stock.texts), *CHAT], names, words)
     quality = None
     if encoder is not None:
         print("geometry", flush=True)
@@ -306,12 +309,9 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         quality = measured(encoder, tasks=TASKS, seed=TEST_SEED)
     deaf = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), signal.signal, deaf) as pool:
-        lessons = {pool.submit(_first, seed, work, options.items): seed for seed in options.seeds}
-        waiting = []
-        for done in as_completed(lessons):
-            done.result()
-            asked = (work, options.encoder, options.items)
-            waiting += [pool.submit(_second, name, lessons[done], *asked) for name in names]
+        pool.submit(_first, work, options.items).result()
+        asked = (work, options.encoder, options.items)
+        waiting = [pool.submit(_second, name, seed, *asked) for name in names for seed in options.seeds]
         for done in as_completed(waiting):
             done.result()
     return {
@@ -339,13 +339,13 @@ def _same(file: Path, settings: dict[str, Any]) -> None:
         write_json(file, settings)
 
 
-def _first(seed: int, work: Path, count: int) -> None:
-    file = work / f"first-{seed}.pt"
+def _first(work: Path, count: int) -> None:
+    file = work / "first.pt"
     if not file.is_file():
         torch.set_num_threads(1)
         stock = Stock(work / "stock", count=count, seed=0, tasks=TASKS, jobs=1)
-        state, last = first_lesson(stock, work / "words", seed)
-        print(f"first lesson, seed {seed}: loss {last:.3f}", flush=True)
+        state, last = first_lesson(stock, work / "words")
+        print(f"first lesson: loss {last:.3f}", flush=True)
         held = BytesIO()
         torch.save(state, held)
         write_bytes(file, held.getvalue())

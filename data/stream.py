@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -121,6 +122,7 @@ class Stream:
             sampler=self.order(),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=deaf,
             # the loader draws a seed for its workers; from the run's own generator that would change the run
             generator=torch.Generator(),
         )
@@ -171,3 +173,9 @@ class Windows:
             for batch in window:
                 batch.targets = total / (self.world * self.accumulate)
                 yield batch
+
+
+def deaf(worker: int) -> None:
+    """Signals reach all processes of a run; when it ends is for the one that trains to say."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def read(path: Path) -> Sight:
         gates = {int(found[1]): array for name, array in arrays.items() if (found := _GATE.fullmatch(name))}
         rest = {f.name: arrays.get(f.name) for f in fields(Sight) if f.name in ("pixels", "depth", "true_depth")}
         return Sight(facts, **rest, **clouds, gates=gates)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and repeat gnomon evaluate") from error
 
 

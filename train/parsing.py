@@ -126,6 +126,8 @@ def condense(message: str, parser: LightningArgumentParser) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = [line for line in lines if line and not line.startswith(noise)]
     line = "; ".join(line for line in kept if not line.startswith(("Given value: {", "Given value: Nested")))
+    # what a part's own constructor says is enough: behind it comes all that it was given
+    line = re.sub(r"(; expected dict)?; Given value: Namespace\(.*", "", line)
     line = re.sub(r"Parser key \"([^\"]+)\":;?", r"\1:", line)
     line = re.sub(r"Problem with given class_path '([^']+)':;?", r"\1:", line)
     line = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", line)

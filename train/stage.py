@@ -76,7 +76,7 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
     vlm = _model(cli, place.start).float()
     if place.start is None:
         new = vlm.mixers[len(vlm.mixers) - len(cli.plain()["model"]["mixers"]) :]
-        _check_taught(vlm, new, cli.config_init.recipe.stages())
+        _check_taught(vlm, new, list(vlm.aux), cli.config_init.recipe.stages())
     if stage.check is not None:
         stage.check(vlm)
     table = freeze(vlm, list(stage.rates))
@@ -131,8 +131,8 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
     return from_config(given)
 
 
-def _check_taught(vlm: VLM, new: Sequence[Mixer], stages: Sequence[Stage]) -> None:
-    """A ValueError for a new mixer that no stage trains: its random parameters would stay as they are."""
+def _check_taught(vlm: VLM, new: Sequence[Mixer], aux: Sequence[AuxLoss], stages: Sequence[Stage]) -> None:
+    """A ValueError for what is new and trained by no stage: its random parameters would stay as they are."""
     patterns = [pattern for stage in stages for pattern in stage.rates]
     names = {parameter: name for name, parameter in vlm.named_parameters()}
     for index in sorted(index for mixer in new for index in mixer.places(len(vlm.lm.layers))):
@@ -141,6 +141,13 @@ def _check_taught(vlm: VLM, new: Sequence[Mixer], stages: Sequence[Stage]) -> No
             raise ValueError(
                 f"the mixer of layer {index} is new and no stage trains any of its {len(own)} parameters, such as "
                 f"{own[0]}; add lm.* to the recipe's rates"
+            )
+    for loss in aux:
+        own = [names[parameter] for parameter in loss.parameters()]
+        if own and not any(fnmatchcase(name, pattern) for name in own for pattern in patterns):
+            raise ValueError(
+                f"the auxiliary loss {type(loss).__name__} is new and no stage trains any of its {len(own)} parameters"
+                "; add aux.* to the recipe's rates (those of SFT are free)"
             )
 
 
@@ -214,6 +221,8 @@ def _adder(trainer: Trainer) -> Callable[[int], int]:
 def _announce(stage: Stage, steps: int, data: DataModule, table: str, last: Path | None) -> None:
     size = data.order.step_size
     split = f"{data.batch_size} x {data.accumulate} micro-batches x {data.world} processes"
-    count = "as many steps as the budget allows" if steps == ENDLESS else f"{steps} steps"
+    count = (
+        "as many steps as budget.minutes allows, which goes before max_steps," if steps == ENDLESS else f"{steps} steps"
+    )
     begun = "" if last is None else f", resumed from {last.name}"
     print(f"stage {stage.name}: {count} of {size} samples ({split}){begun}\n{table}", file=sys.stderr)

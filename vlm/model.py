@@ -351,7 +351,7 @@ class VLM(nn.Module):
         rewrites += [] if reduction is None else reduction.rewrites
         lost = seen[0].survey.loss if seen and seen[0].survey is not None else 0.0
         if kept is not None:
-            lost = lost + sum(loss(kept, batch, seen) for loss in self.aux)
+            lost = lost + sum(loss.tell(kept, batch, seen) for loss in self.aux)
         return Read(hidden, layout, rewrites[-1].layout if rewrites else layout, rewrites, lost)
 
     def forward(self, batch: Batch, *, at: Tensor | None = None) -> Output:

@@ -128,7 +128,7 @@ def _clouds(seen: Sight) -> str:
 def _gates(seen: Sight) -> str:
     gates = {view: gate.astype(float) for view, gate in seen.gates.items() if view < len(seen.pixels)}
     if not gates:
-        return blocks.note(f"{seen.facts.fusion} has no gate to look at.")
+        return blocks.note(f"{seen.facts.fusion} has no gate, or no image shows one of these views.")
     low, high = min(gate.min() for gate in gates.values()), max(gate.max() for gate in gates.values())
     room = max(0.0, _LEAST_SPAN - (high - low)) / 2
     low = min(max(0.0, low - room), 1 - _LEAST_SPAN)

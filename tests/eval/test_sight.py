@@ -48,6 +48,15 @@ def test_damaged_and_foreign_files_are_told_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"a.npz is damaged .*delete it and repeat gnomon evaluate") as error:
             read(path)
         assert "\n" not in str(error.value)
+    write(path, WHOLE)
+    whole = path.read_bytes()
+    # whatever byte is turned over: it reads, or says that it cannot
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        try:
+            read(path)
+        except ValueError as error:
+            assert "is damaged" in str(error) and "\n" not in str(error)
     np.savez(path, pixels=PIXELS)
     with pytest.raises(ValueError, match="is damaged"):
         read(path)

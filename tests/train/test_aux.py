@@ -41,3 +41,18 @@ def test_a_run_goes_on_with_it_and_a_new_one_begins_without(fit, metric, weights
     plain = "--data.batch_size", "4", "--model.aux", "[]", "--trainer.max_steps", "1"
     fit(after, *options, *plain, "--model.checkpoint", str(straight / "model"))
     assert not any(name.startswith("aux.") for name in weights(after))
+
+
+def test_what_it_is_stands_in_the_log_and_what_it_lacks_is_told(fit, metric, options, by_turns, tmp_path):
+    said = fit(tmp_path / "some", *options, "--data.batch_size", "4")
+    assert min(metric(tmp_path / "some", "aux/0/OLA")[:3]) > 0 and "warning" not in said
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump({"data": by_turns("PPTT")}))
+    said = fit(tmp_path / "none", *options, "--config", str(tmp_path / "none.yaml"), "--trainer.max_steps", "2")
+    assert metric(tmp_path / "none", "aux/0/OLA") == [0, 0]
+    assert said.count("warning: the auxiliary loss OLA is 0 up to step") == 1
+
+
+def test_one_that_no_stage_trains_is_refused(fit, options, tmp_path):
+    recipe = ("--recipe", "gnomon.train.recipes.llava15.LLaVA15")
+    said = fit(tmp_path / "run", *options, *recipe, code=2)
+    assert "the auxiliary loss OLA is new and no stage trains any of its" in said and "add aux.*" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -52,3 +54,10 @@ def test_layers_that_are_taken_apart_are_not_sharded(fit, tmp_path, strategy):
     given = overlay(tmp_path, {"compute": COMPUTE})
     said = fit(tmp_path / "run", "--config", given, "--trainer.strategy", strategy, code=2)
     assert f"trainer.strategy {strategy} shards the weights of layers that NAAViT takes apart" in said
+
+
+def test_the_last_step_is_logged_whatever_the_interval(fit, metric, tmp_path):
+    said = fit(tmp_path / "run", "--trainer.log_every_n_steps", "4", "--trainer.max_steps", "6")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 4, 6]
+    assert f"step 6/6  loss {metric(tmp_path / 'run')[-1]:.4f}" in said

@@ -1,4 +1,4 @@
-"""Gauge: what a fusion does to visual tokens, and whether it can learn at all."""
+"""Gauge: what a fusion does to visual tokens, what auxiliary losses are, and whether either can learn at all."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Gauge(Columns):
         self._trained: list[nn.Parameter] = []
         self._hooks: list[Any] = []
         self._scenes, self._felt = 0, False
+        self._silent: dict[str, int] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         vlm: VLM = module.vlm
@@ -62,11 +63,24 @@ class Gauge(Columns):
             )
 
     def columns(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """See Tally.shares, of all ranks together; collective."""
+        """The auxiliary losses, and Tally.shares, of all ranks together; collective."""
+        found = {}
+        for number, loss in enumerate(module.vlm.aux):
+            name = f"aux/{number}/{type(loss).__name__}"
+            found[name] = float(trainer.strategy.reduce(loss.take(module.device), reduce_op="mean"))
+            silent = self._silent.get(name, 0)
+            self._silent[name] = silent + 1 if silent >= 0 and not found[name] else -1
+            # the first time is the first step alone
+            if self._silent[name] == 2 and trainer.is_global_zero:
+                print(
+                    f"warning: the auxiliary loss {type(loss).__name__} is 0 up to step {module.step}: no image so far "
+                    "has what it is to tell, such as the depth of a scene; give it data that have, or an encoder",
+                    file=sys.stderr,
+                )
         scenery = module.vlm.scenery
         if scenery is None or scenery.tally is None:
-            return {}
-        return Tally.shares(trainer.strategy.reduce(scenery.tally.take(module.device), reduce_op="sum"))
+            return found
+        return found | Tally.shares(trainer.strategy.reduce(scenery.tally.take(module.device), reduce_op="sum"))
 
     def _feel(self, gradient: Tensor) -> None:
         self._felt = self._felt or bool(gradient.any())

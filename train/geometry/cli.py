@@ -162,10 +162,13 @@ def _check_out(out: Path, plain: dict[str, Any], *, resume: bool, accept_changes
         return
     if not (out / _CONFIG).is_file():
         raise ValueError(f"{out} holds no run to resume; start one without --resume")
-    before, now = (
-        {key: value for key, value in given.items() if key not in _FREE}
-        for given in (yaml.safe_load((out / _CONFIG).read_text()), plain)
-    )
+    try:
+        begun = yaml.safe_load((out / _CONFIG).read_text())
+    except yaml.YAMLError:
+        begun = None
+    if not isinstance(begun, dict):
+        raise ValueError(f"{out / _CONFIG} is damaged; choose another --out")
+    before, now = ({key: value for key, value in given.items() if key not in _FREE} for given in (begun, plain))
     changes = list(differences(before, now))
     if changes and not accept_changes:
         raise ValueError(

@@ -5,7 +5,6 @@ Shapes: B scenes, S views, H,W pixels.
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from gnomon.data.errors import BadSample
 from gnomon.data.order import Order
 from gnomon.data.sample import Sample, Source
+from gnomon.data.stream import deaf
 from gnomon.data.views import prepare
 from gnomon.vlm.geometry.base import GeometryInput
 from gnomon.vlm.layout import Views, ViewsSpec
@@ -57,14 +57,8 @@ class Feed(Dataset):
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
-            worker_init_fn=_deaf,
+            worker_init_fn=deaf,
         )
-
-
-def _deaf(worker: int) -> None:
-    """Signals reach all processes of a run; when it ends is for the one that trains to say."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def scene(sample: Sample, spec: ViewsSpec) -> Views:

@@ -32,6 +32,7 @@ class AuxLoss(Part, nn.Module):
     def __init__(self, layers: Layers) -> None:
         super().__init__()
         self.layers = layers
+        self._told: list[Tensor] = []
 
     def setup(self, width: int, depth: int) -> None:
         """Make the parameters for a language model of this width and number of layers; once."""
@@ -43,6 +44,17 @@ class AuxLoss(Part, nn.Module):
         seen: the batch's images; where it has none, and no scenes, that is a blank one, and this is zero with a graph.
         """
         raise NotImplementedError
+
+    def tell(self, kept: Kept, batch: Batch, seen: Sequence[Seen]) -> Tensor:
+        """The same, kept for the log."""
+        value = self(kept, batch, seen)
+        self._told.append(value.detach())
+        return value
+
+    def take(self, device: torch.device) -> Tensor:
+        """The mean since the last time."""
+        told, self._told = self._told, []
+        return torch.stack(told).float().mean().to(device) if told else torch.zeros((), device=device)
 
 
 def visual(kept: Kept, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:

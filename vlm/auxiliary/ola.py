@@ -65,7 +65,7 @@ class OLA(AuxLoss):
         width: int | None = None,
     ) -> None:
         super().__init__(layers)
-        if min(*grid, heads, head_width) < 1 or min(weight, contrast) < 0:
+        if min(*grid, heads, head_width) < 1 or not (weight >= 0 and contrast >= 0):
             raise ValueError(
                 f"OLA: grid {tuple(grid)}, heads {heads}, head_width {head_width} must be 1 or more, weight {weight} "
                 f"and contrast {contrast} not negative; correct them"
@@ -155,7 +155,10 @@ class OLA(AuxLoss):
             some = pool(good[..., None].float(), *onto) > 0
             cells = pool(log, *onto, good)
             mean = cells.sum(1, keepdim=True) / some.sum(1, keepdim=True).clamp(min=1)
-            values[images], known[images] = (cells - mean) * some, some[..., 0]
+            shape = (cells - mean) * some
+            # a wall at one distance says nothing: its rounding errors are not to be learned
+            some &= shape.abs().amax(1, keepdim=True) > 1e-5
+            values[images], known[images] = shape, some[..., 0]
         return Target(values, known)
 
 

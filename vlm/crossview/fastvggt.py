@@ -50,10 +50,11 @@ class FastVGGT(SceneByScene):
         if not len(joins):
             return F.scaled_dot_product_attention(q, k, v)
         count = len(tokens) - len(joins)
-        every = torch.stack([q, k, v])[..., tokens, :]
+        # hundreds of tokens may join one: a sum of so many stands still in half precision
+        every = torch.stack([q, k, v])[..., tokens, :].to(torch.promote_types(q.dtype, torch.float32))
         sums = every[..., :count, :].index_add(-2, joins, every[..., count:, :])
         members = 1 + torch.bincount(joins, minlength=count)
-        return F.scaled_dot_product_attention(*(sums / members[:, None].to(sums.dtype)))[:, :, place]
+        return F.scaled_dot_product_attention(*(sums / members[:, None]).to(q.dtype))[:, :, place]
 
     def plan(self, x: Tensor, layout: ViewLayout) -> tuple[Tensor, Tensor, Tensor]:
         """Of tokens (N,C): which of them become the merged ones and, behind these, which join one; the one that each

@@ -183,3 +183,9 @@ def test_numbers_that_are_none(option, value, told, capsys):
     with pytest.raises(SystemExit) as stopped:
         bench(option, value)
     assert stopped.value.code == 2 and capsys.readouterr().err.strip().endswith(f"argument {option}: {told}")
+
+
+def test_an_implementation_that_no_operator_has_is_told_first(capsys, monkeypatch):
+    monkeypatch.setattr(kernels, "ceilings", lambda *_: pytest.fail("measured"))
+    assert main(["bench", "kernels", "--ops", "plain", "--impl", "foo"]) == 2
+    assert "--impl foo: none of these operators has it; use auto or " in capsys.readouterr().err

@@ -190,6 +190,16 @@ def test_another_configuration_is_not_resumed_unless_asked_for(whole, tmp_path, 
     assert fit(out, "--resume", "--lr", "0.1", "--accept_changes") == 0
 
 
+def test_a_damaged_configuration_is_told_in_one_line(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for content in ("a: [", ""):
+        (out / "config.yaml").write_text(content)
+        assert fit(out, "--resume") == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert said[-1] == f"gnomon: {out / 'config.yaml'} is damaged; choose another --out"
+
+
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, capsys):
     assert fit(tmp_path / "run", "--lr", "1e30") == 1
     assert "is nan; lower --lr, and go on from the last checkpoint" in capsys.readouterr().err

@@ -109,6 +109,11 @@ def test_log_depth_less_its_mean():
     assert target.known.tolist() == [[True] * 5 + [False], [False] * 6]
 
 
+def test_a_wall_at_one_distance_has_no_shape():
+    target = ready()._depth(batch_of([torch.full((8, 12), 3.0), *depth_of(1)]))
+    assert not target.known[0].any() and target.known[1].all()
+
+
 def test_smooth_l1_of_what_is_known():
     found = torch.tensor([[[0.5], [3.0], [9.0]], [[1.0], [1.0], [1.0]]])
     target = Target(torch.zeros(2, 3, 1), torch.tensor([[True, True, False], [False] * 3]))

@@ -82,3 +82,18 @@ def test_equal_views_lose_nothing():
 def test_shares_are_shares(name):
     with pytest.raises(ValueError, match=f"{name} 1.5, a share of all tokens; give a number from 0 to 1"):
         FastVGGT(**{name: 1.5})
+
+
+def test_many_that_join_one_are_still_their_mean_in_half_precision():
+    """400 equal views: whatever the groups, each query finds what it finds in one view."""
+    layout = layout_of((2, 3), special=1, views=400)
+    once = torch.randn(4, 1, 1, 7, 8, generator=torch.Generator().manual_seed(5)).bfloat16()
+    x, q, k, v = once.repeat(1, 1, 1, 400, 1)
+    cross = FastVGGT(0.9)
+    tokens, joins, place = cross.plan(x[0, 0], layout)
+    assert torch.bincount(joins).max() > 200
+    got = cross.attend(x[0], q, k, v, layer=0, layout=layout, memory=None)[0, 0]
+    # the mean of equal tokens is such a token, so the merged scene is that of these, in float64
+    whole = [part[0, 0].double()[tokens[: len(tokens) - len(joins)]] for part in (q, k, v)]
+    wanted = F.scaled_dot_product_attention(*(part[None, None] for part in whole))[0, 0, place]
+    torch.testing.assert_close(got.double(), wanted, atol=0.02, rtol=0.02)
