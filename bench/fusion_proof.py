@@ -300,8 +300,8 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if not (words / "tokenizer.json").is_file():
         generator = np.random.default_rng(0)
         lessons = [say(generator) for text in stock.texts for say in (text.places_or_order, text.distances)]
-        names = {name for text in stock.texts for name, *_ in text.where}
-        tokenizer([*sum(lessons, ()), *(" ".join(text.asked) for text in stock.texts), *CHAT], names, words)
+        objects = {name for text in stock.texts for name, *_ in text.where}
+        tokenizer([*sum(lessons, ()), *(" ".join(text.asked) for text in stock.texts), *CHAT], objects, words)
     quality = None
     if encoder is not None:
         print("geometry", flush=True)

@@ -116,7 +116,7 @@ def test_missing_tokenizers_are_named(tmp_path):
         ({"config": LLAMA, "attention": "flex_attention"}, "attention 'flex_attention'"),
         ({"config": LLAMA, "attention": "none_such"}, "attention 'none_such'"),
         ({"config": GEMMA2}, "cannot cap"),
-        ({"path": "/no/such/directory"}, "'/no/such/directory' cannot be loaded"),
+        ({"path": "/no/such/directory"}, "'/no/such/directory' is not a directory; correct the path"),
         ({"path": "/no/such/file.gguf"}, "not a file"),
         ({"path": "pypi:no_such_package"}, "not installed"),
         ({"path": "pypi:pytest"}, "0 .gguf files"),
