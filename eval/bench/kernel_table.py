@@ -17,7 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 
 NOTE = """\
-Times are medians, of calls that take long the faster of two.
+Times are medians; of calls over 0.2 s the faster of two, beyond --patience the only one.
 x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
 TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
 time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,6 +22,8 @@ from gnomon.kernels.members import Member
 from gnomon.kernels.op import Op, Shape
 from gnomon.kernels.softmax.exact import OP as DENSE
 from gnomon.vlm.generate import now
+
+AnyTimed = TypeVar("AnyTimed", bound=Timed)
 
 CHECKED = 256
 """Tokens at which outputs are compared with the float64 reference before anything is timed."""
@@ -131,7 +134,7 @@ class _Bench:
 
         def make() -> Timed:
             q, k, v = (x.to(self.setting.device).transpose(1, 2) for x in sizes(length, self.setting).qkv())
-            return Timed(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v))
+            return _begun(Timed(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v)))
 
         if self._time(timing, make, f"dense {causal}") is not None:
             s = self.setting
@@ -144,8 +147,7 @@ class _Bench:
         timing = Timing(name, self.impl, length, causal)
 
         def make() -> Call:
-            call = Call(member, length, causal, self.setting, self.impl)
-            call.forward()
+            call = _begun(Call(member, length, causal, self.setting, self.impl))
             timing.error = self._error(member, causal, None, call.chosen.used if call.chosen else self.impl)
             return call
 
@@ -172,7 +174,7 @@ class _Bench:
 
         def make() -> Timed:
             timing.error = self._error(member, beside.causal, peer, self.impl)
-            return Timed(peer.prepare(ours), ours.learned, peer.forward_only)
+            return _begun(Timed(peer.prepare(ours), ours.learned, peer.forward_only))
 
         if self._time(timing, make, name) is not None:
             timing.operations, timing.bytes, timing.floor = beside.operations, beside.bytes, beside.floor
@@ -202,7 +204,7 @@ class _Bench:
         return float((found.double() - truth).abs().max() / truth.abs().max())
 
     def _time(self, timing: Timing, make: Callable[[], Timed], name: str) -> Timed | None:
-        """Fills in error, seconds and note; None if it could not even be called."""
+        """Fills in seconds and note of what `make` has begun and checked; None if it could not even be called."""
         setting = self.setting
         if name in self.slow:
             timing.note = f"left out: {self.slow[name]} at a shorter length"
@@ -212,8 +214,6 @@ class _Bench:
             if timing.error is not None and not timing.error <= TOLERANCE[setting.dtype]:
                 timing.note = f"wrong by {timing.error:.1g}, not timed"
                 return None
-            # the first call chooses, compiles and makes what is kept with a mask
-            call.forward()
             timing.forward = _seconds(call.forward, setting.device, patience=setting.patience)
         except (ValueError, RuntimeError) as error:
             self._failed(timing, error, name)
@@ -237,6 +237,12 @@ class _Bench:
             timing.note = self.slow[name] = "out of memory"
             if self.setting.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def _begun(call: AnyTimed) -> AnyTimed:
+    """The first call chooses, compiles and makes what is kept with a mask."""
+    call.forward()
+    return call
 
 
 def _line(error: Exception) -> str:
