@@ -15,7 +15,7 @@ from torch import Tensor
 from gnomon.train.callbacks.meter import Columns
 from gnomon.vlm.layout import Batch
 from gnomon.vlm.lessons import Lessons
-from gnomon.vlm.mixers.base import Mimic, lessons, taught
+from gnomon.vlm.mixers.base import Mimic, imitators, lessons
 from gnomon.vlm.model import VLM
 
 
@@ -35,7 +35,7 @@ class Transfer(Columns):
         self._since: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        layers = len(taught(module.vlm))
+        layers = len(imitators(module.vlm))
         # the loss of a micro-batch is divided by their number on the way to the backward pass; what is tied in is not
         weight = self.weight / layers / trainer.accumulate_grad_batches
         self._given = self._lesson.enter_context(lessons(module.vlm, weight=weight))
@@ -75,7 +75,7 @@ def check(vlm: VLM, later: Sequence[str]) -> None:
                 f"{type(mixer).__name__} cannot mimic softmax attention and learns nothing in attention transfer; "
                 "use LoLCATs or Hedgehog in these layers, or train it with the recipe SFT"
             )
-    taught(vlm)
+    imitators(vlm)
     names = [name for name, _ in vlm.named_parameters(remove_duplicate=False)]
     for pattern in later:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -32,7 +32,7 @@ class AuxLoss(Part, nn.Module):
     def __init__(self, layers: Layers) -> None:
         super().__init__()
         self.layers = layers
-        self._told: list[Tensor] = []
+        self._sum, self._calls = torch.zeros(()), 0
 
     def setup(self, width: int, depth: int) -> None:
         """Make the parameters for a language model of this width and number of layers; once."""
@@ -48,13 +48,14 @@ class AuxLoss(Part, nn.Module):
     def tell(self, kept: Kept, batch: Batch, seen: Sequence[Seen]) -> Tensor:
         """The same, kept for the log."""
         value = self(kept, batch, seen)
-        self._told.append(value.detach())
+        self._sum, self._calls = self._sum.to(value.device) + value.detach().float(), self._calls + 1
         return value
 
     def take(self, device: torch.device) -> Tensor:
         """The mean since the last time."""
-        told, self._told = self._told, []
-        return torch.stack(told).float().mean().to(device) if told else torch.zeros((), device=device)
+        mean = self._sum.to(device) / max(1, self._calls)
+        self._sum, self._calls = torch.zeros(()), 0
+        return mean
 
 
 def visual(kept: Kept, layer: int, batch: Batch) -> tuple[Tensor, Tensor]:

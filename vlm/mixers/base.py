@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ class Rows:
             p = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
             self._tokens = Tokens({"p": p, "segment": self.segment})
 
-    @property
+    @cached_property
     def mask(self) -> Mask:
         return self.within(None)
 
@@ -298,18 +299,18 @@ class Mimic(Mixer):
         return lessons.correct(self.layer, self.linear("o", truth.flatten(2)), error)
 
 
-def taught(model: nn.Module) -> list[Mimic]:
+def imitators(model: nn.Module) -> list[Mimic]:
     """The converted layers; a ValueError where there are none, or where one had what it cannot mimic."""
-    mimics = [module for module in model.modules() if isinstance(module, Mimic)]
-    if not mimics:
+    found = [module for module in model.modules() if isinstance(module, Mimic)]
+    if not found:
         raise ValueError("no layer of this model mimics softmax attention; give it mixers such as LoLCATs")
-    for mimic in mimics:
+    for mimic in found:
         if mimic.cap is not None:
             raise ValueError(
                 f"{type(mimic).__name__}: layer {mimic.layer} capped its logits at {mimic.cap:g}, which attention "
                 "transfer does not mimic; use a model without capped logits, or train the mixers with the recipe SFT"
             )
-    return mimics
+    return found
 
 
 @contextmanager
@@ -317,7 +318,7 @@ def lessons(model: nn.Module, *, weight: float = 1.0) -> Iterator[Lessons]:
     """While it lasts, the model's converted layers answer by softmax, and what they would have answered is corrected:
     attention transfer. Freeze all but learned_*, then `with lessons(model) as given: model.loss(batch)[0].backward()`.
     """
-    mimics = taught(model)
+    mimics = imitators(model)
     given = Lessons(weight)
     for mimic in mimics:
         mimic.lessons = given
