@@ -104,7 +104,7 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
         if place.first:
             run.begin(cli.plain(), resume=options.resume)
         log.rewind(0 if last is None else int(last.name.removeprefix("step-")))
-        _announce(stage, steps, data, table, last)
+        _announce(stage, steps, data, table, last, limit=options.trainer.max_steps)
     trainer.fit(module, ckpt_path=last, weights_only=True)
     return interrupt.reason
 
@@ -218,11 +218,10 @@ def _adder(trainer: Trainer) -> Callable[[int], int]:
     return add_up
 
 
-def _announce(stage: Stage, steps: int, data: DataModule, table: str, last: Path | None) -> None:
+def _announce(stage: Stage, steps: int, data: DataModule, table: str, last: Path | None, *, limit: int) -> None:
     size = data.order.step_size
     split = f"{data.batch_size} x {data.accumulate} micro-batches x {data.world} processes"
-    count = (
-        "as many steps as budget.minutes allows, which goes before max_steps," if steps == ENDLESS else f"{steps} steps"
-    )
+    passed_over = f", whatever trainer.max_steps {limit} says," if limit > 0 else ""
+    count = f"as many steps as the budget allows{passed_over}" if steps == ENDLESS else f"{steps} steps"
     begun = "" if last is None else f", resumed from {last.name}"
     print(f"stage {stage.name}: {count} of {size} samples ({split}){begun}\n{table}", file=sys.stderr)
