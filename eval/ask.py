@@ -52,7 +52,7 @@ def read_views(folder: Path) -> list[np.ndarray]:
     """Pixels of a folder's pictures in the order of their names, all brought to the first one's size."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one with 2 to {MOST_VIEWS} views of one scene")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if not 2 <= len(paths) <= MOST_VIEWS:
         raise ValueError(f"{folder} holds {len(paths)} pictures; give 2 to {MOST_VIEWS} views of one scene")
     views = [load(path, name=f"view {number}") for number, path in enumerate(paths)]
