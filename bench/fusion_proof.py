@@ -117,7 +117,7 @@ def processing(vlm: VLM) -> Processor:
     return Processor(vlm.tokenizer, vlm.template, vlm.image, views=vlm.views)
 
 
-def train(vlm: VLM, steps: int, seed: int, loss: Callable[[list[int]], Tensor], count: int) -> float:
+def train(vlm: VLM, label: str, steps: int, seed: int, loss: Callable[[list[int]], Tensor], count: int) -> float:
     """Muon for the blocks' matrices and AdamW for the rest; seconds taken. The order of items is the seed's alone."""
     order = (
         np.random.default_rng(seed).permuted(np.tile(np.arange(count), (-(-steps * BATCH // count), 1)), axis=1).ravel()
@@ -143,7 +143,7 @@ def train(vlm: VLM, steps: int, seed: int, loss: Callable[[list[int]], Tensor], 
         for each in (*optimizers, *schedules):
             each.step()
         if step % 100 == 99:
-            print(f"  step {step + 1}/{steps}  loss {lost.item():.3f}", flush=True)
+            print(f"  {label}: step {step + 1}/{steps}  loss {lost.item():.3f}", flush=True)
     return time.monotonic() - begun
 
 
@@ -165,8 +165,8 @@ def first_lesson(stock: Stock, words: Path) -> tuple[dict[str, Tensor], float]:
         examples = [processor.example(sample, train=True) for sample in told]
         return _loss(vlm, collate(examples, pad_id=processor.pad_id), None)
 
-    train(vlm, WHERE, 0, partial(loss, say=Text.places, times=1), stock.count)
-    train(vlm, ORDER, 0, partial(loss, say=Text.places_or_order, times=2), stock.count)
+    train(vlm, "where", WHERE, 0, partial(loss, say=Text.places, times=1), stock.count)
+    train(vlm, "order", ORDER, 0, partial(loss, say=Text.places_or_order, times=2), stock.count)
     vlm.eval()
     with torch.no_grad():
         last = loss(list(range(128)), say=Text.places_or_order, times=2).item()
@@ -222,7 +222,7 @@ def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: 
         batch = collate(examples, pad_id=processor.pad_id)
         return _loss(vlm, batch, seen_by(vlm, batch, told, items))
 
-    seconds = train(vlm, SPACE, seed, loss, count)
+    seconds = train(vlm, f"{name}, seed {seed}", SPACE, seed, loss, count)
     return {"condition": name, "seed": seed, "seconds": seconds, "scores": examined(vlm, processor, condition)}
 
 
@@ -322,6 +322,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         "steps": STEPS,
         "batch": BATCH,
         "seeds": options.seeds,
+        "only": options.only,
         "encoder": quality,
         "runs": [json.loads(_file(work, name, seed).read_text()) for name in names for seed in options.seeds],
     }

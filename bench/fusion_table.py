@@ -52,12 +52,14 @@ def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tupl
 def markdown(result: dict[str, Any]) -> str:
     found, swapped, quality = scores(result), scores(result, "other"), result["encoder"]
     tasks = list(next(iter(found.values())))
+    asked = "".join([" --only", *(f' "{name}"' for name in result["only"])]) if result["only"] else ""
+    steps, seeds = " + ".join(map(str, result["steps"])), ", ".join(map(str, result["seeds"]))
     lines = [
         "# What a language model makes of geometry tokens",
         "",
-        f"`python bench/fusion_proof.py`: {result['items']} training items, {' + '.join(map(str, result['steps']))} "
-        f"steps of {result['batch']}, of which only the last differ; seeds {', '.join(map(str, result['seeds']))}; "
-        f"{result['device']}, torch {result['torch']}. Points of 100: accuracy, for distance mean relative accuracy; "
+        f"`python bench/fusion_proof.py{asked}`: {result['items']} training items, {steps} steps of {result['batch']}, "
+        f"of which only the last differ; seeds {seeds}; {result['device']}, torch {result['torch']}. Points of 100: "
+        "accuracy, for distance mean relative accuracy; "
         "± is the standard deviation over seeds, brackets are paired 95 % intervals over items. `swapped`: the same "
         "model asked with the geometry of another scene.",
         "",
@@ -94,6 +96,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axes.plot(means[name].mean(), row, "|", color="black", markersize=12, markeredgewidth=2)
     if BASELINE in means:
         axes.axvline(means[BASELINE].mean(), color="tab:red", linewidth=1, linestyle=":")
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("mean score over tasks, points (grey: each seed)")
     axes.spines[["top", "right"]].set_visible(False)
