@@ -12,7 +12,6 @@ Differs: blocks of the future are never chosen (they cannot fill places that tie
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -149,30 +148,42 @@ def masked(
 
 def chunk(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None, plan: Plan,
-    means: Tensor | None, strip: int = 64,
+    means: Tensor | None, strip: int = 128,
 ) -> Result:  # fmt: skip
-    """`strip` tokens at a time read the blocks that any of them chose."""
-    if k.shape[1] <= plan.dense_length:
+    """`strip` tokens at a time read the blocks that any of them chose, as many for each head as for the busiest."""
+    batch, keys, heads, _ = k.shape
+    if keys <= plan.dense_length:
         return dense(attend.sdpa, q, k, v, mask=mask, scale=scale)
     means = compress(k, plan) if means is None else means
-    past, heads, outputs = past_of(mask), k.shape[2], []
-    every = torch.arange(k.shape[1], device=q.device)
+    past, blocks, outputs = past_of(mask), -(-keys // plan.block), []
+    # a row for each block of each key head
+    rows = [
+        pad(x.transpose(1, 2), (0, 0, 0, blocks * plan.block - keys)).reshape(-1, plan.block, x.shape[3])
+        for x in (k, v)
+    ]
+    first = blocks * torch.arange(batch * heads, device=q.device).view(batch, heads, 1)
+    inside = torch.arange(plan.block, device=q.device)
     for start in range(0, q.shape[1], strip):
-        here = q[:, start : start + strip].unflatten(2, (heads, -1))
+        here = q[:, start : start + strip]
         position = past + start + torch.arange(here.shape[1], device=q.device)
-        chosen = _chosen(here.flatten(2, 3), means, int(position[0]), k.shape[1], scale, plan)
-        rows = []
-        for row, head in itertools.product(range(len(q)), range(heads)):
-            mine = chosen[row, head]
-            keys = every[mine.any(0).repeat_interleave(plan.block)[: len(every)]]
-            allowed = mine[:, keys // plan.block] & (keys <= position[:, None])
-            # the query heads of this key head are the heads of one small attention
-            theirs = (x[row, keys, head].expand(here.shape[3], -1, -1)[None] for x in (k, v))
-            o = scaled_dot_product_attention(
-                here[row, :, head].transpose(0, 1)[None], *theirs, attn_mask=allowed, scale=scale
-            )
-            rows.append(o[0].transpose(0, 1))
-        outputs.append(torch.stack(rows).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2, 3))
+        chosen = _chosen(here, means, past + start, keys, scale, plan)
+        union = chosen.any(2)
+        most = int(union.sum(-1).max())
+        read = union.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+        allowed = chosen.gather(3, read[:, :, None].expand(-1, -1, len(position), -1)).repeat_interleave(plan.block, 3)
+        allowed &= (read[..., None] * plan.block + inside).flatten(2)[:, :, None] <= position[:, None]
+        # the query heads of a key head are the heads of an attention of its own
+        mine = here.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        theirs = (
+            x.index_select(0, (first + read).flatten()).view(batch * heads, 1, most * plan.block, -1) for x in rows
+        )
+        o = scaled_dot_product_attention(
+            mine,
+            *(x.expand(-1, mine.shape[1], -1, -1) for x in theirs),
+            attn_mask=allowed.flatten(0, 1)[:, None],
+            scale=scale,
+        )
+        outputs.append(o.unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4).flatten(2, 3))
     return torch.cat(outputs, 1), None
 
 
