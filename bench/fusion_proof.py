@@ -5,8 +5,8 @@ distances and questions about space, which no single picture answers: once for e
 the same questions in the same order. Scores are those of `gnomon evaluate` on the test split; differences are paired by
 item.
 
-    python bench/fusion_proof.py [--encoder runs/tinygeo/encoder] [--seeds 0 1 2] [--only add GeoSR] [--jobs 2]
-                                 [--work runs/fusion_proof] [--out bench/results/fusion_proof]
+    python bench/fusion_proof.py [--encoder runs/tinygeo/encoder] [--seeds 0 1 2] [--only add GeoSR] [--steps 1000]
+                                 [--jobs 2] [--work runs/fusion_proof] [--out bench/results/fusion_proof]
 
 Runs that are finished are kept in --work, so a repeated command goes on where it was stopped.
 """
@@ -64,9 +64,8 @@ from gnomon.vlm.survey import Survey, together
 TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
 ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
-# steps: naming what is where, comparing places in the picture, and what the picture alone does not say
-WHERE, ORDER, SPACE = 1500, 3000, 1000
-STEPS = [WHERE, ORDER, SPACE]
+# steps: naming what is where, and comparing places in the picture
+FIRST = WHERE, ORDER = 1500, 3000
 VIT = {"img_size": SIZE[0], "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
 CHAT = template("llava").render([Turn("user", " "), Turn("assistant", " ")])[:1]
 
@@ -190,7 +189,7 @@ def seen_by(vlm: VLM, batch: Batch, told: Remembered | None, items: list[int]) -
     return [seen]
 
 
-def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: int) -> dict[str, Any]:
+def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: int, steps: int) -> dict[str, Any]:
     """A condition's scores, item by item."""
     torch.set_num_threads(1)
     condition = CONDITIONS[name]
@@ -222,7 +221,7 @@ def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: 
         batch = collate(examples, pad_id=processor.pad_id)
         return _loss(vlm, batch, seen_by(vlm, batch, told, items))
 
-    seconds = train(vlm, f"{name}, seed {seed}", SPACE, seed, loss, count)
+    seconds = train(vlm, f"{name}, seed {seed}", steps, seed, loss, count)
     return {"condition": name, "seed": seed, "seconds": seconds, "scores": examined(vlm, processor, condition)}
 
 
@@ -258,6 +257,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), metavar="CONDITION", help="by default all")
     parser.add_argument("--items", type=int, default=ITEMS, help="training items")
+    parser.add_argument("--steps", type=int, default=1000, help="of each condition, behind what all have in common")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each")
     parser.add_argument("--work", type=Path, default=Path("runs/fusion_proof"), help="what is finished is kept here")
     parser.add_argument("--out", type=Path, help="directory for the JSON, the table and the picture")
@@ -286,14 +286,15 @@ def stop(work: Path, *_: Any) -> None:
 def proof(options: argparse.Namespace) -> dict[str, Any]:
     """All runs that are asked for, those that lack made anew."""
     work: Path = options.work
-    if options.items < BATCH or options.jobs < 1:
-        raise ValueError(f"{options.items} items, {options.jobs} jobs: give {BATCH} items, a batch, and 1 job at least")
+    if options.items < BATCH or options.jobs < 1 or options.steps < 1:
+        given = f"{options.items} items, {options.jobs} jobs, {options.steps} steps"
+        raise ValueError(f"{given}: give {BATCH} items, a batch, and one of the others at least")
     encoder = None if options.encoder is None else TinyGeo(weights=options.encoder)
     names = options.only or [n for n, c in CONDITIONS.items() if encoder is not None or not c.learned]
     if encoder is None and (learned := [name for name in names if CONDITIONS[name].learned]):
         raise ValueError(f"{learned[0]!r} needs --encoder; give TinyGeo's weights, or choose other conditions")
-    (work / "runs").mkdir(parents=True, exist_ok=True)
-    _same(work / "settings.json", {"items": options.items, "steps": STEPS, "encoder": options.encoder})
+    work.mkdir(parents=True, exist_ok=True)
+    _same(work / "settings.json", {"items": options.items, "steps": [*FIRST], "encoder": options.encoder})
     print("scenes", flush=True)
     stock = Stock(work / "stock", count=options.items, seed=0, tasks=TASKS, jobs=options.jobs)
     words = work / "words"
@@ -310,7 +311,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     deaf = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), signal.signal, deaf) as pool:
         pool.submit(_first, work, options.items).result()
-        asked = (work, options.encoder, options.items)
+        asked = (work, options.encoder, options.items, options.steps)
         waiting = [pool.submit(_second, name, seed, *asked) for name in names for seed in options.seeds]
         for done in as_completed(waiting):
             done.result()
@@ -319,12 +320,14 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "items": options.items,
-        "steps": STEPS,
+        "steps": [*FIRST, options.steps],
         "batch": BATCH,
         "seeds": options.seeds,
         "only": options.only,
         "encoder": quality,
-        "runs": [json.loads(_file(work, name, seed).read_text()) for name in names for seed in options.seeds],
+        "runs": [
+            json.loads(_file(work, options.steps, name, seed).read_text()) for name in names for seed in options.seeds
+        ],
     }
 
 
@@ -352,17 +355,18 @@ def _first(work: Path, count: int) -> None:
         write_bytes(file, held.getvalue())
 
 
-def _second(name: str, seed: int, work: Path, encoder: str | None, count: int) -> None:
-    file = _file(work, name, seed)
+def _second(name: str, seed: int, work: Path, encoder: str | None, count: int, steps: int) -> None:
+    file = _file(work, steps, name, seed)
     if not file.is_file():
-        found = second_lesson(name, seed, work, encoder, count)
+        file.parent.mkdir(exist_ok=True)
+        found = second_lesson(name, seed, work, encoder, count, steps)
         write_json(file, found)
         mean = np.mean(list(found["scores"]["own"].values()))
         print(f"{name}, seed {seed}: {mean:.1%} in {found['seconds']:.0f} s", flush=True)
 
 
-def _file(work: Path, name: str, seed: int) -> Path:
-    return work / "runs" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}.json"
+def _file(work: Path, steps: int, name: str, seed: int) -> Path:
+    return work / f"runs-{steps}" / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}.json"
 
 
 if __name__ == "__main__":

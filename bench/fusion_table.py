@@ -52,7 +52,9 @@ def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> tupl
 def markdown(result: dict[str, Any]) -> str:
     found, swapped, quality = scores(result), scores(result, "other"), result["encoder"]
     tasks = list(next(iter(found.values())))
-    asked = "".join([" --only", *(f' "{name}"' for name in result["only"])]) if result["only"] else ""
+    asked = f" --steps {result['steps'][-1]}"
+    if result["only"]:
+        asked += "".join([" --only", *(f' "{name}"' for name in result["only"])])
     steps, seeds = " + ".join(map(str, result["steps"])), ", ".join(map(str, result["seeds"]))
     lines = [
         "# What a language model makes of geometry tokens",
