@@ -108,6 +108,11 @@ def test_folders_that_hold_no_views_are_refused(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"view 1 \(.*b.png\): cannot be decoded"):
         read_views(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"view 1 \(.*b.png\): no such file"):
+        read_views(tmp_path)
+    (tmp_path / "b.png").unlink()
     Image.new("RGB", (60, 80)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"x.png is no folder; give one with 2 to 32 views"):
         read_views(tmp_path / "x.png")
