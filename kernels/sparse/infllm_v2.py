@@ -161,7 +161,7 @@ def chunk(
         pad(x.transpose(1, 2), (0, 0, 0, blocks * plan.block - keys)).reshape(-1, plan.block, x.shape[3])
         for x in (k, v)
     ]
-    first = blocks * torch.arange(batch * heads, device=q.device).view(batch, heads, 1)
+    begins = blocks * torch.arange(batch * heads, device=q.device).view(batch, heads, 1)
     inside = torch.arange(plan.block, device=q.device)
     for start in range(0, q.shape[1], strip):
         here = q[:, start : start + strip]
@@ -175,7 +175,7 @@ def chunk(
         # the query heads of a key head are the heads of an attention of its own
         mine = here.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
         theirs = (
-            x.index_select(0, (first + read).flatten()).view(batch * heads, 1, most * plan.block, -1) for x in rows
+            x.index_select(0, (begins + read).flatten()).view(batch * heads, 1, most * plan.block, -1) for x in rows
         )
         o = scaled_dot_product_attention(
             mine,

@@ -122,6 +122,19 @@ def test_the_defaults_are_the_released_ones():
     torch.testing.assert_close(o[0, 0], truth[:, 0])
 
 
+def test_strip_after_strip():
+    """More tokens than the CPU takes at once, also behind cached ones: values and gradients of the specification."""
+    found = {}
+    for impl in ("reference", "chunk"):
+        q, k, v = (x.requires_grad_() for x in qkv(300))
+        first, state = infllm_v2(q[:, :37], k[:, :37], v[:, :37], mask=CAUSAL, impl=impl, **SMALL)
+        rest, _ = infllm_v2(q[:, 37:], k[:, 37:], v[:, 37:], mask=CAUSAL, state=state, impl=impl, **SMALL)
+        o = torch.cat([first, rest], 1)
+        found[impl] = (o, *torch.autograd.grad(o.sin().sum(), (q, k, v)))
+    for ours, truth in zip(found["chunk"], found["reference"]):
+        torch.testing.assert_close(ours, truth)
+
+
 def test_refusals():
     q, k, v = qkv(20)
     for how, told in (
