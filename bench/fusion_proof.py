@@ -264,12 +264,14 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, partial(stop, options.work))
     try:
+        # hours before there is something to write
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
         result = proof(options)
     except (ValueError, OSError) as error:
         sys.exit(f"fusion_proof: {error}")
     print(markdown(result))
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "fusion_proof.json").write_text(json.dumps(result) + "\n")
         (options.out / "fusion_proof.md").write_text(markdown(result))
         picture(result, options.out / "fusion_proof.png")
@@ -333,13 +335,15 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
 
 def _same(file: Path, settings: dict[str, Any]) -> None:
     """A ValueError where the work so far was done with other settings."""
-    if not file.is_file():
-        write_json(file, settings)
-    for name, kept in json.loads(file.read_text()).items():
+    try:
+        kept = json.loads(file.read_text()) if file.is_file() else settings
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); choose another --work") from error
+    for name, value in settings.items():
         # an encoder may come later, with conditions of its own
-        if settings[name] != kept and not (name == "encoder" and None in (kept, settings[name])):
-            raise ValueError(f"{file.parent} was made with {name} {kept}, not {settings[name]}; choose another --work")
-    if settings["encoder"] is not None:
+        if kept.get(name) != value and not (name == "encoder" and None in (kept.get(name), value)):
+            raise ValueError(f"{file.parent} was made with {name} {kept.get(name)}, not {value}; choose another --work")
+    if settings["encoder"] is not None or not file.is_file():
         write_json(file, settings)
 
 
