@@ -204,7 +204,7 @@ class VLM(nn.Module):
                 features = self.encoder(normal, want) if want else self.encoder(normal)
             groups.append(Seen(members, features, pixels))
         if self.scenery is not None:
-            places = any("xyz" in reducer.needs for reducer in self.active)
+            places = any("xyz" in reducer.needs for reducer in (*reducers, *self.active))
             known = self.scenery.survey(views, places=places, touch=self._in_step, device=self.mean.device)
             for group in groups:
                 group.survey = known

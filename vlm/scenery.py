@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from gnomon.vlm.executor import sample_numbers
 from gnomon.vlm.fusion.base import Fusion, Scene
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.layout import IGNORE, Batch, Features, ImageSpec, Kind, Views, ViewsSpec
@@ -66,7 +67,7 @@ class Scenery:
             tokens = tokens.index_copy(0, places, fused.to(tokens.dtype))
         if not told and touch:
             geometry = known.view(torch.zeros(1, 3, dtype=torch.long, device=tokens.device))
-            h, w = (max(1, side // self.cell) for side in self.views.target(self._least, self._least))
+            h, w = (max(1, side * self.geometry.patch // self.cell) for side in geometry.grid[0])
             # with a gradient of its own, so that ZeRO-3's hooks run in backward as they do with geometry
             blank = Features(tokens.new_zeros(1, h * w, tokens.shape[2]) + 0 * tokens.sum(), [(h, w)])
             tokens = tokens + 0 * self.fusion(self.parts(blank, geometry, known)).tokens.sum().to(tokens.dtype)
@@ -82,14 +83,13 @@ class Scenery:
         extra, slots = self.fusion.extra, check_slots(batch, self.fusion.extra)
         if known is None or not extra:
             return embeds
-        # of the question alone: an answer that is there to be learned must not be read
-        asked = (batch.layout.kind == Kind.TEXT) & ((batch.labels != IGNORE).long().cumsum(1) == 0)
-        rows = slots.nonzero()[::extra, 0] if batch.views else asked.new_zeros(1, dtype=torch.long)
+        first = slots.nonzero()[::extra] if batch.views else slots.new_tensor([[0, -1]], dtype=torch.long)
+        texts, asked = questions(embeds, batch, first)
         dtype = dtype_of(self.fusion)
         known.told.clear()
         for number, scenes in enumerate(known.scenes):
-            row = rows[scenes]
-            scene = Scene(known.outputs[number], known.tokens[number].to(dtype), embeds[row].to(dtype), asked[row])
+            question = texts[scenes].to(dtype)
+            scene = Scene(known.outputs[number], known.tokens[number].to(dtype), question, asked[scenes])
             if self.fusion.sees:
                 scene.vision, scene.shown = known.vision(number, images, self.seen)
             known.told.append(self.fusion.scene(scene))
@@ -97,7 +97,7 @@ class Scenery:
         if not batch.views:
             return embeds + 0 * made.sum().to(embeds.dtype)
         if self.tally is not None and self.fusion.training:
-            self.tally.added(made, embeds, asked)
+            self.tally.added(made, texts, asked)
         order = torch.tensor([i for scenes in known.scenes for i in scenes], device=made.device).argsort()
         return embeds.masked_scatter(slots[..., None], made[order].to(embeds.dtype))
 
@@ -119,6 +119,21 @@ def check_slots(batch: Batch, extra: int) -> Tensor:
             f"(samples {', '.join(batch.samples)}); use the model's own processor"
         )
     return slots
+
+
+def questions(embeds: Tensor, batch: Batch, places: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,T,C) and (K,T) bool: the row of each place (K,2) from its sample on, and which of it is the question.
+
+    An answer that is there to be learned must not be read, and in packed rows no other sample's text.
+    """
+    rows, number = places[:, 0], sample_numbers(batch.layout)
+    own = (number[rows] == number[rows, places[:, 1]][:, None]) & batch.layout.visible[rows]
+    answered = ((batch.labels[rows] != IGNORE) & own).long().cumsum(1)
+    asked = (batch.layout.kind[rows] == Kind.TEXT) & own & (answered == 0)
+    # what is before it is put behind it
+    column = torch.arange(own.shape[1], device=own.device)
+    turned = (own.long().argmax(1, keepdim=True) + column) % own.shape[1]
+    return embeds[rows[:, None], turned], asked.gather(1, turned)
 
 
 def check_fit(image: ImageSpec, what: str) -> None:

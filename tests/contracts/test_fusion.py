@@ -13,6 +13,7 @@ from fusing import (
     ROWS,
     batch_of,
     every,
+    example_of,
     images_of,
     made,
     members,
@@ -24,6 +25,7 @@ from fusing import (
 )
 from torch import Tensor
 
+from gnomon.data.collate import collate, collate_rows
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.fusion.residual_gate import ResidualGate
 from gnomon.vlm.fusion.sve_math import SVEMath
@@ -33,6 +35,7 @@ from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.layout import Kind
 from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.random import Random
+from gnomon.vlm.reduction.segpruner import SeGPruner
 from gnomon.vlm.reduction.visionzip import VisionZip
 from gnomon.vlm.save import load, save
 
@@ -218,3 +221,29 @@ def test_layers_of_an_encoder_that_predicts(fused):
     batch = batch_of(model)
     assert model.fusion.context[0][0].in_features == model.geometry.width
     assert bool(model(batch).logits.isfinite().all())
+
+
+@every
+@torch.no_grad()
+def test_packed_and_padded_samples_are_told_what_they_are_told_alone(cls, fused):
+    """Scenes beside their own question; of their neighbours' they know nothing."""
+    model = opened(fused(made(cls)))
+    rows = [([3, 4, 11, 12], 1), ([5, 6, 7, 13, 14, 15], 2), ([8, 9], 3)]
+    examples = [example_of(model, *row) for row in rows]
+    packed, embedded = collate_rows([examples], pad_id=0), []
+    for example in examples:
+        batch = collate([example], pad_id=0)
+        embedded.append(model.embed(batch)[0][0])
+    torch.testing.assert_close(model.embed(packed)[0][0], torch.cat(embedded), atol=1e-5, rtol=1e-5)
+    for row, alone in zip(model.embed(collate(examples, pad_id=0, side="left"))[0], embedded):
+        torch.testing.assert_close(row[-len(alone) :], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_reducers_that_are_asked_about_first_get_their_points(fused):
+    """The evaluator looks once for all variants, before it sets any."""
+    model = fused(made(Add))
+    batch = batch_of(model, ROWS[:1])
+    seen = model.see(batch.pixels, [SeGPruner(0.5)], batch.views)
+    model.reducers = [SeGPruner(0.5)]
+    assert torch.equal(model.read(batch, seen=seen).hidden, model.read(batch).hidden)

@@ -6,14 +6,17 @@ import pytest
 import torch
 from fusing import (
     ROWS,
+    SIZE,
     batch_of,
     every,
     images_of,
+    known,
     made,
     opened,
     plain_of,
     with_geometry,
 )
+from sequences import cells, padded, picture, scene, text
 
 from gnomon.vlm.freeze import freeze
 from gnomon.vlm.tally import Tally
@@ -107,3 +110,22 @@ def test_what_is_tallied_is_what_the_tokens_say(cls, fused):
     assert 0 <= found.get("fusion_open", 0) <= 1 and ("fusion_open" in found) == (model.fusion.opened is not None)
     model.eval()(batch)
     assert Tally.shares(model.scenery.tally.take(torch.device("cpu"))) == {}
+
+
+@every
+def test_pictures_of_several_sizes_of_which_one_shows_a_scene(cls, fused):
+    model = opened(fused(made(cls), image_size=None, image_fit="native")).train()
+    other = 32, 32
+    rows = [
+        cells(0, model.image.grid(*SIZE)) + scene(model.views.extra) + text([3, 4, 11, 12], asked=2),
+        cells(0, model.image.grid(*other)) + text([5, 6, 7, 13], asked=2),
+    ]
+    batch = padded(rows, [picture(SIZE, 1), picture(other, 2)], views=[known(1, 1)])
+    loss, _ = model.loss(batch)
+    loss.backward()
+    assert bool(loss.isfinite()) and all(p.grad is not None for p in model.fusion.parameters())
+    # the picture without a scene is what it is without the other one
+    alone = padded([rows[1]], [picture(other, 2)])
+    with torch.no_grad():
+        model.eval()
+        assert torch.equal(images_of(model, batch)[-16:], images_of(model, alone))

@@ -16,6 +16,7 @@ import torch
 from sequences import cells, padded, picture, scene, text
 from torch import Tensor
 
+from gnomon.data.example import GEOMETRY, Example
 from gnomon.vlm.fusion import base
 from gnomon.vlm.fusion.base import Aligned, Fusion
 from gnomon.vlm.fusion.concat import Concat
@@ -110,6 +111,15 @@ def batch_of(model: VLM, rows: list[tuple] = ROWS, *, depth: Callable[[Tensor], 
         built.append(slots + text(words, asked=len(words) // 2))
         pixels += [picture(SIZE, seed) for seed in images]
     return padded(built, pixels, views=views)
+
+
+def example_of(model: VLM, words: list[int], seed: int) -> Example:
+    """A picture, the scene that it is the first view of, and text whose second half is the answer."""
+    slots = cells(0, model.image.grid(*SIZE)) + scene(model.views.extra) + text(words, asked=len(words) // 2)
+    batch = padded([slots], [picture(SIZE, seed)], views=[known(seed, 1)])
+    image = batch.layout.image[0].masked_fill(batch.layout.kind[0] == Kind.GEOMETRY, GEOMETRY)
+    told = batch.ids[0], batch.labels[0], image, batch.layout.cell[0]
+    return Example(str(seed), *told, batch.pixels, [0], views=batch.views[0])
 
 
 def plain_of(batch: Batch) -> Batch:
