@@ -51,6 +51,7 @@ class TokenLayout(Movable):
     cell      (B,T,2) long        row, column on that image's token grid; -1 for text, padding and marks like row ends
     position  (B,T) or (3,B,T)    position ids as the language model gets them; three axes are time, row and column
     document  (B,T) long | None   which packed sample; None: one sample per row
+    extent    (B,T,2) long | None rows and columns of the grid that a cell is on, -1 for others; None: the cells tell
     """
 
     kind: Tensor
@@ -58,6 +59,7 @@ class TokenLayout(Movable):
     cell: Tensor
     position: Tensor
     document: Tensor | None = None
+    extent: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -86,6 +88,17 @@ class TokenLayout(Movable):
             cell=torch.full((rows, length, 2), -1, device=device),
             position=position,
         )
+
+
+def extents(image: Tensor, cell: Tensor, known: Tensor | None = None) -> Tensor:
+    """(B,T,2) rows and columns of the grids that cells (B,T,2) of images (B,T) are on; -1 where the image is -1.
+
+    A grid ends with its last cell that is there, or as far out as is `known` of it from before cells left.
+    """
+    least = cell + 1 if known is None else torch.maximum(cell + 1, known)
+    slot = (image + 1)[..., None].expand_as(cell)
+    largest = cell.new_zeros(len(cell), int(image.max()) + 2, 2).scatter_reduce(1, slot, least, "amax")
+    return torch.where(image[..., None] >= 0, largest.gather(1, slot), -1)
 
 
 @dataclass
@@ -148,8 +161,10 @@ class Features(Movable):
             if values is None:
                 return None
             flat = values if values.dim() == 3 else values[..., None]
-            blocks = flat.unflatten(1, (h // side, side, w // side, side)).mean((2, 4)).flatten(1, 2)
-            return blocks if values.dim() == 3 else blocks[..., 0]
+            blocks = flat.unflatten(1, (h // side, side, w // side, side))
+            # places are nan where they are unknown
+            mean = blocks.nanmean((2, 4)) if values is self.xyz else blocks.mean((2, 4))
+            return mean.flatten(1, 2) if values.dim() == 3 else mean.flatten(1, 2)[..., 0]
 
         names = ("tokens", "keys", "saliency", "wide_keys", "wide_saliency", "xyz", "confidence")
         pooled = {name: pool(getattr(self, name)) for name in names}

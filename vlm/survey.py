@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,21 @@ from gnomon.vlm.layout import Features, Views
 from gnomon.vlm.multiview.align import interp, pool
 from gnomon.vlm.multiview.rays import invert
 
+_LENGTHS = {
+    "depth": slice(None),
+    "points": slice(None),
+    "pose": slice(3),
+    "rays": slice(3, None),
+    "extrinsics": slice(3, None),
+}
+"""Which of an output's last axis are lengths."""
+
 
 @dataclass
 class Survey:
-    """outputs: one per size of views. tokens (B,S,N,C): of each output, as they are to be read. scenes: which ones are
-    an output's rows. where: output, row and view of each image that shows one. told: what the fusion makes of each.
+    """outputs: one per size of views and kind of what is known of them, in metres where scales are known. tokens
+    (B,S,N,C): of each output, as they are to be read. scenes: which ones are an output's rows. where: output, row and
+    view of each image that shows one. told: what the fusion makes of each.
     """
 
     outputs: list[GeometryOutput]
@@ -41,11 +52,15 @@ class Survey:
         return found
 
     def locate(self, features: Features, images: Sequence[int]) -> Features:
-        """With the cells' places in space, where the geometry encoder says them for all of these images."""
+        """With the tokens' places in space, where the geometry encoder says them for all of these images; nan where
+        nothing is known.
+        """
         for places, known in self.of(images):
             if len(places) == len(images) and known.xyz is not None:
-                onto = features.grid[0]
-                return replace(features, xyz=pool(known.xyz, known.grid[0], onto, known.confidence))
+                certain = known.confidence[..., None]
+                both = pool(torch.cat([known.xyz * certain, certain], -1), known.grid[0], features.grid[0])
+                both = both if features.plan is None else features.plan.average(both)
+                return replace(features, xyz=both[..., :3] / both[..., 3:])
         return features
 
     def view(self, where: Tensor) -> Features:
@@ -107,43 +122,57 @@ def survey(
     frames: int = 1,
     heads: Collection[str] = (),
 ) -> Survey:
-    """All scenes of a batch, those whose views have one size together.
+    """All scenes of a batch; together those whose views have one size, and of which as much is known.
 
     layers, frames: what stands side by side in a view's tokens, see Fusion. Points come in the first camera's frame.
     """
     # in which frame an encoder's points are shows when they are there; bringing them into another takes its cameras
     asked = {*heads, *({"camera"} & encoder.heads if "points" in heads else ())}
     device = next((p.device for p in encoder.parameters()), scenes[0].pixels.device)
-    sizes: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for i, scene in enumerate(scenes):
-        sizes.setdefault(tuple(scene.pixels.shape[2:]), []).append(i)
+        known = (getattr(scene, name) is not None for name in sorted(encoder.reads))
+        groups.setdefault((*scene.pixels.shape[2:], *known), []).append(i)
     outputs, tokens, where = [], [], {}
-    for number, members in enumerate(sizes.values()):
+    for number, members in enumerate(groups.values()):
         given = GeometryInput.stack([scenes[i] for i in members], device)
-        output = encoder.measure(given, layers=layers, heads=asked)
+        output = in_metres(encoder.measure(given, layers=layers, heads=asked))
         output.points, output.frame = in_first(output, given, name=type(encoder).__name__), "ref_camera"
         read = torch.cat([output.layers[layer] for layer in layers], -1) if layers else output.tokens
         outputs.append(output)
         tokens.append(together(read, output.valid, frames))
         for row, i in enumerate(members):
             where.update({image: (number, row, view) for view, image in enumerate(scenes[i].image) if image >= 0})
-    return Survey(outputs, tokens, list(sizes.values()), where)
+    return Survey(outputs, tokens, list(groups.values()), where)
+
+
+def in_metres(output: GeometryOutput) -> GeometryOutput:
+    """All lengths times the scale; the same where that is not known."""
+    if output.scale is None:
+        return output
+
+    found = {name: value for name in _LENGTHS if (value := getattr(output, name)) is not None}
+    for name, values in found.items():
+        factor = torch.ones_like(values[:, :1])
+        factor[..., _LENGTHS[name]] = output.scale.to(values).view(-1, *[1] * (values.ndim - 1))
+        found[name] = values * factor
+    # what came before the last round is for losses
+    return replace(output, **found, rounds=None, scale=torch.ones_like(output.scale))
 
 
 def in_first(output: GeometryOutput, given: GeometryInput, *, name: str) -> Tensor | None:
     """(B,S,H,W,3) the output's points in the frame of each scene's first camera; what is unknown, zero, stays zero.
 
-    Predicted cameras fit predicted points, whatever their unit is. Cameras known beforehand fit metric ones alone, and
-    have no place in a world that the encoder made up.
+    Predicted cameras fit predicted points, whatever their unit is. Cameras known beforehand fit points in metres alone,
+    and have no place in a world that the encoder made up.
     """
     points, cameras = output.points, output.extrinsics
     own = output.frame == "own_camera"
     # the first camera's own frame is the first camera's frame
     if points is None or output.frame == "ref_camera" or (own and not bool(output.valid[:, 1:].any())):
         return points
-    if cameras is None and own and given.extrinsics is not None and output.scale is not None:
-        unit = output.scale.to(given.extrinsics)[:, None, None, None]
-        cameras = torch.cat([given.extrinsics[..., :3], given.extrinsics[..., 3:] / unit], -1)
+    if cameras is None and own and output.scale is not None:
+        cameras = given.extrinsics
     if cameras is None:
         where = "in a world of its own in which it places no camera; build it with its camera head"
         if own and output.scale is None:

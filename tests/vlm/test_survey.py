@@ -10,7 +10,7 @@ from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOut
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.layout import Features, Views
 from gnomon.vlm.plan import ReductionPlan
-from gnomon.vlm.survey import in_first, per_cell, survey, together
+from gnomon.vlm.survey import in_first, in_metres, per_cell, survey, together
 
 
 class Mean(GeometryEncoder):
@@ -176,9 +176,72 @@ def test_points_in_each_cameras_frame_come_into_the_first_ones(encoder):
     assert places(encoder, turned()) == [[1, 2, 3], [12, 22, 31]]
 
 
-def test_known_cameras_are_brought_to_the_predictions_unit():
+def test_points_come_in_metres_where_the_scale_is_known():
     found = places(Elsewhere("own_camera", heads=["points"], scale=2.0), turned())
-    assert found == [[0.5, 1, 1.5], [6, 11, 15.5]]
+    assert found == [[1, 2, 3], [12, 22, 31]]
+
+
+def test_in_metres_all_lengths_are_and_nothing_else():
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"depth": (2, 3, 4, 5), "points": (2, 3, 4, 5, 3), "pose": (2, 3, 9), "rays": (2, 3, 4, 5, 6)}
+    shapes |= {"extrinsics": (2, 3, 3, 4), "intrinsics": (2, 3, 3, 3), "special": (2, 3, 1, 8)}
+    given = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    output = GeometryOutput(torch.zeros(2, 3, 1, 8), (1, 1), torch.ones(2, 3).bool(), **given)
+    assert in_metres(output) is output
+    output.scale = torch.tensor([2.0, 3.0])
+    found = in_metres(output)
+    assert found.scale.tolist() == [1, 1]
+    turned_only = {"pose": slice(3, None), "rays": slice(None, 3), "extrinsics": slice(None, 3)}
+    for name, before in given.items():
+        after, same = getattr(found, name), turned_only.get(name, slice(0))
+        same = slice(None) if name in ("intrinsics", "special") else same
+        assert torch.equal(after[..., same], before[..., same])
+        lengths = torch.ones(before.shape[-1]).bool()
+        lengths[same] = False
+        for scene, scale in enumerate((2, 3)):
+            torch.testing.assert_close(after[scene][..., lengths], scale * before[scene][..., lengths])
+
+
+class Asking(Mean):
+    """Tells by its tokens whether it was given cameras."""
+
+    reads = frozenset({"extrinsics"})
+
+    def forward(self, scenes: GeometryInput, *, layers=(), heads=()) -> GeometryOutput:
+        output = super().forward(scenes, layers=layers, heads=heads)
+        output.tokens = torch.full_like(output.tokens, float(scenes.extrinsics is not None))
+        return output
+
+
+def test_what_is_known_of_a_scene_does_not_depend_on_its_batch():
+    bare, posed = views([10], [0]), views([20], [1])
+    posed.extrinsics = torch.eye(3, 4)[None]
+    found = survey(Asking(), [bare, posed, views([30], [2])])
+    assert found.scenes == [[0, 2], [1]]
+    assert [found.of([image])[0][1].tokens.unique().tolist() for image in range(3)] == [[0], [1], [0]]
+    # whoever looks at pictures alone sees all at once
+    assert survey(Mean(), [bare, posed]).scenes == [[0, 1]]
+
+
+def test_cells_of_which_nothing_is_known_are_nowhere():
+    found = survey(Elsewhere("ref_camera"), [turned()], heads={"points"})
+    found.outputs[0].points[:, :, :, :2] = 0
+    placed = found.locate(Features(torch.zeros(2, 2, 1), [(1, 2)] * 2), [0, 1]).xyz
+    assert placed[:, 0].isnan().all() and placed[:, 1].tolist() == [[4, 5, 6]] * 2
+
+
+def test_merged_tokens_are_where_their_cells_are():
+    found = survey(Elsewhere("ref_camera"), [turned()], heads={"points"})
+    # two cells; of one pixel in four, and of all
+    found.outputs[0].points[0, 0] = torch.tensor([[[0.0, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1]]] * 2)
+    found.outputs[0].points[0, 0, 1, 1] = 6
+    whole = Features(torch.zeros(2, 2, 1), [(1, 2)] * 2)
+    merged = whole.reduced(ReductionPlan.merge(torch.zeros(2, 2).long(), 1))
+    placed = found.locate(merged, [0, 1]).xyz
+    # (6 / 4 + 1) / (1 / 4 + 1)
+    torch.testing.assert_close(placed[0], torch.full((1, 3), 2.0))
+    left = whole.reduced(ReductionPlan.keep(torch.tensor([[1], [1]])))
+    torch.testing.assert_close(found.locate(left, [0, 1]).xyz[0], torch.ones(1, 3))
 
 
 def test_frames_are_changed_in_full_precision():

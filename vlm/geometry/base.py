@@ -120,7 +120,9 @@ class GeometryEncoder(Part, nn.Module):
     layer_count  how many layers' tokens `layers` can ask for; None: it has none and gives its tokens for any
     max_views  most views of one scene; None: any number
     metric     whether it predicts in metres
+    frame      of its points and cameras, see GeometryOutput
     heads      what it can predict
+    reads      what it goes by, beside pictures, where it is known of a scene
     frozen     never trained: stays in evaluation mode and keeps no graph
     """
 
@@ -130,7 +132,9 @@ class GeometryEncoder(Part, nn.Module):
     layer_count: int | None = None
     max_views: int | None = None
     metric: bool = False
+    frame: str = "ref_camera"
     heads: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
     frozen: bool = True
 
     def forward(

@@ -104,6 +104,13 @@ class DepthAnything3(GeometryEncoder):
             raise ValueError(f"{size} sees each view alone and takes no cameras; leave condition out")
         self.reference, self.condition, self.cross = reference, condition, CrossView.of(cross)
         self.taps, self.metric, self.by_rays = tuple(config.taps), config.metric, cameras == "rays"
+        if condition:
+            self.reads = frozenset({"intrinsics", "extrinsics"})
+        elif alone and config.metric:
+            self.reads = frozenset({"intrinsics"})
+        elif reference != "first":
+            # the world is that of another view
+            self.frame = "world"
         self.patch = self.multiple = _PATCH
         self.layer_count = config.depth
         self.width = config.width * (1 if alone else 2)
@@ -156,6 +163,7 @@ class DepthAnything3(GeometryEncoder):
             valid=scenes.valid,
             special=scenes.present(normed[last][:, :, :1]),
             layers={layer: scenes.present(normed[layer % self.layer_count][:, :, 1:]) for layer in layers},
+            frame=self.frame,
             state=state,
             scale=scale,
         )

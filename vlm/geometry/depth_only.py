@@ -35,7 +35,10 @@ class DepthOnly(GeometryEncoder):
     mean, std: of the pictures; None: those saved with the model, ImageNet's without any.
     """
 
+    frame = "own_camera"
     heads = frozenset({"depth", "points"})
+    # views are joined by the cameras that are known
+    reads = frozenset({"intrinsics", "extrinsics"})
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class DepthOnly(GeometryEncoder):
             if "depth" in heads:
                 out.depth = depth
             if "points" in heads:
-                out.points, out.frame = self._points(depth, scenes), "own_camera"
+                out.points, out.frame = self._points(depth, scenes), self.frame
         return out
 
     def _depth(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:

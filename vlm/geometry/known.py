@@ -25,6 +25,7 @@ class Known(GeometryEncoder):
 
     metric = True
     heads = frozenset({"depth", "points", "camera"})
+    reads = frozenset({"intrinsics", "extrinsics", "depth"})
 
     def __init__(self, *, patch: int = 16, octaves: int = 6, extent: float = 16.0) -> None:
         super().__init__()

@@ -43,6 +43,8 @@ class Pi3(GeometryEncoder):
     `layers` counts pairs of blocks.
     """
 
+    frame = "world"
+
     def __init__(
         self,
         *,
@@ -95,7 +97,7 @@ class Pi3(GeometryEncoder):
             valid=scenes.valid,
             special=scenes.present(found[last][:, :, :_REGISTERS]),
             layers={layer: scenes.present(found[layer % self.layer_count][:, :, _REGISTERS:]) for layer in layers},
-            frame="world",
+            frame=self.frame,
             state=state,
         )
         if heads:

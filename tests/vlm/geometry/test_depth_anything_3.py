@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from gnomon.vlm.geometry.base import GeometryInput
 from gnomon.vlm.geometry.depth_anything_3 import DepthAnything3
+from gnomon.vlm.layout import Views
 from gnomon.vlm.multiview import pose
+from gnomon.vlm.survey import in_first, survey
 
 TINY = {
     "width": 32,
@@ -162,6 +164,29 @@ def test_metres_follow_the_focal_length():
     torch.testing.assert_close(metric.depth, 2 * plain.depth)
     assert made.metric and plain.scale is None and metric.scale.tolist() == [1]
     assert set(plain.depth_confidence.unique().tolist()) <= {0, 1}
+
+
+def test_metres_do_not_depend_on_what_else_is_in_the_batch():
+    pixels = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    lens = torch.tensor([[[600.0, 0, 21], [0, 600, 14], [0, 0, 1]]])
+    posed, bare = Views(pixels, [0], lens), Views(pixels, [1])
+    found = survey(tiny("metric_large"), [posed, bare], heads={"depth"})
+    assert found.scenes == [[0], [1]]
+    torch.testing.assert_close(found.outputs[0].depth, 2 * found.outputs[1].depth)
+
+
+@pytest.mark.parametrize(("reference", "frame"), [("first", "ref_camera"), ("middle", "world")])
+@torch.no_grad()
+def test_points_come_into_the_first_cameras_frame_whichever_is_the_reference(reference: str, frame: str):
+    made, given = tiny(reference=reference), scene()
+    found = made.measure(given, heads=["points", "camera"])
+    assert found.frame == frame
+    if frame == "world":
+        first = found.extrinsics[0, 0]
+        moved = found.points @ first[:, :3].T + first[:, 3]
+        torch.testing.assert_close(in_first(found, given, name="it"), moved)
+        with pytest.raises(ValueError, match=r"it has its points in a world of its own .* build it with its camera"):
+            in_first(replace(found, extrinsics=None), given, name="it")
 
 
 @pytest.mark.parametrize(
