@@ -40,12 +40,12 @@ def check(model: VLM, mode: Mode) -> None:
 
 
 def donors(benchmarks: Iterable[Benchmark], processor: Processor) -> list[Views]:
-    """Views of the first scenes of the benchmarks, to be exchanged with."""
+    """Views of the first scenes of the benchmarks, each another one, to be exchanged with."""
     found: list[Views] = []
     for benchmark in benchmarks:
         for sample in islice(benchmark.examples(_LOOKED_AT), _LOOKED_AT):
             views = processor.example(benchmark.prompt(sample), train=False).views
-            if views is not None:
+            if views is not None and not any(_same(views, other) for other in found):
                 found.append(views)
             if len(found) == _DONORS:
                 return found
@@ -63,7 +63,9 @@ def exchanged(example: Example, mode: Mode, others: Sequence[Views]) -> Example:
         return replace(example, views=None)
     first = zlib.crc32(example.sample.encode())
     turns = [others[(first + k) % len(others)] for k in range(len(others))]
-    other = next(views for views in turns if not _same(views, own))
+    # of its size if there is one, so that they fall onto the picture's cells as its own do
+    another = [views for views in turns if not _same(views, own)]
+    other = min(another, key=lambda views: views.pixels.shape[2:] != own.pixels.shape[2:])
     shown = [image for image in own.image if image >= 0][: len(other.image)]
     return replace(example, views=replace(other, image=[*shown, *[-1] * (len(other.image) - len(shown))]))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 
 from gnomon.cli.main import main
+from gnomon.data.example import Example
 from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.evaluate import REDUCED, evaluate
 from gnomon.eval.exchange import check, donors, exchanged
@@ -16,6 +18,7 @@ from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.fusion.gst_vla import GSTVLA
 from gnomon.vlm.geometry.known import Known
+from gnomon.vlm.layout import Views
 from gnomon.vlm.model import VLM
 
 
@@ -71,6 +74,33 @@ def test_an_item_gets_the_views_of_another_scene_in_its_own_place(loaded):
         assert found.pixels.shape != example.views.pixels.shape or not torch.equal(found.pixels, example.views.pixels)
         assert found.image == [0] + [-1] * (len(found.pixels) - 1)
         assert exchanged(example, "none", others).views is None and exchanged(example, "own", others) is example
+
+
+def views(value: int, size: tuple[int, int] = (32, 32)) -> Views:
+    return Views(torch.full((2, 3, *size), value, dtype=torch.uint8), [0, -1])
+
+
+def test_many_questions_of_one_scene_are_one_donor(loaded):
+    class Repeating(Scenes):
+        def examples(self, limit=None):
+            for sample in super().examples(3):
+                for turn in range(20):
+                    yield replace(sample, id=f"{sample.id}/{turn}")
+
+    benchmark, processor = Repeating(tasks=["nearer"]), loaded.processor
+    others = donors([benchmark], processor)
+    assert len(others) == 3
+    for sample in islice(benchmark.examples(), 0, 60, 20):
+        example = processor.example(benchmark.prompt(sample), train=False)
+        found = exchanged(example, "other", others).views
+        assert not torch.equal(found.pixels, example.views.pixels)
+
+
+def test_another_scene_of_the_same_size_is_preferred(loaded):
+    example = Example("x", *[torch.zeros(1).long()] * 4, views=views(0))
+    wide = [views(k, (32, 64)) for k in range(1, 16)]
+    assert exchanged(example, "other", [*wide[:9], views(99), *wide[9:]]).views.pixels.unique().tolist() == [99]
+    assert exchanged(example, "other", wide).views.pixels.shape[3] == 64
 
 
 def test_what_cannot_be_exchanged_is_refused_in_one_line(loaded, plain, model_dir, capsys):
