@@ -14,12 +14,20 @@ from gnomon.train.geometry.feed import valid_pixels
 from gnomon.train.schedule import Schedule
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput
 from gnomon.vlm.multiview import pose, rays
-from gnomon.vlm.multiview.losses.camera import pose_rounds
+from gnomon.vlm.multiview.losses.camera import log_scale, pose_rounds
 from gnomon.vlm.multiview.losses.dense import confidence_regression, distance
+from gnomon.vlm.multiview.losses.masked import masked_mean
 from gnomon.vlm.multiview.losses.targets import normalise
 
 TAUGHT = {"camera": 5.0, "depth": 1.0, "points": 1.0}
-"""Heads and the weights of their losses: VGGT's, which trains points or depth."""
+"""Heads and the weights of their losses: VGGT's, which trains points or depth, without those of gradients and normals.
+"""
+
+_WEIGHTS = {**TAUGHT, "scale": 0.1}
+"""VGGT has no metric scale; in UniT it weighs that much."""
+
+_ENOUGH = 100
+"""Views with more valid pixels than this teach cameras."""
 
 
 class GeometryModule(LightningModule):
@@ -45,7 +53,7 @@ class GeometryModule(LightningModule):
 
     def training_step(self, batch: GeometryInput, batch_idx: int) -> Tensor:
         terms = losses(self.encoder, batch)
-        total = sum(TAUGHT[name] * term for name, term in terms.items())
+        total = sum(_WEIGHTS[name] * term for name, term in terms.items())
         if not torch.isfinite(total):
             raise Stopped(
                 f"the loss of step {self.global_step} is {float(total.detach())}; lower --lr, and go on from the last "
@@ -56,7 +64,7 @@ class GeometryModule(LightningModule):
 
 
 def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
-    """Camera, depth and points, as far as the encoder predicts them."""
+    """Camera, depth, points and scale, as far as the encoder predicts them."""
     size, mask = tuple(batch.depth.shape[2:]), valid_pixels(batch)
     world = rays.points(rays.from_cameras(batch.extrinsics, batch.intrinsics, size=size), batch.depth)
     truth = normalise(batch.extrinsics, world, batch.depth, mask)
@@ -65,9 +73,12 @@ def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
     if "camera" in encoder.heads:
         target = pose.encode(truth.extrinsics, batch.intrinsics, size=size)
         rounds = [found.pose] if found.rounds is None else list(found.rounds)
-        terms["camera"] = pose_rounds(rounds, target, batch.valid)
+        terms["camera"] = pose_rounds(rounds, target, batch.valid & (mask.sum((-2, -1)) > _ENOUGH))
     for name in ("depth", "points"):
         if name in encoder.heads:
             error = distance(getattr(found, name), getattr(truth, name), mask)
-            terms[name] = confidence_regression(error, getattr(found, f"{name}_confidence"), mask)
+            confidence = getattr(found, f"{name}_confidence")
+            terms[name] = confidence_regression(error, confidence, mask) + masked_mean(error, mask)
+    if found.scale is not None:
+        terms["scale"] = log_scale(found.scale, truth.scale, mask.any(-1).any(-1).any(-1))
     return terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +29,20 @@ from gnomon.train.callbacks.checkpoint import discard, newest
 from gnomon.train.geometry.feed import Feed, recoloured, scene
 from gnomon.train.geometry.module import losses
 from gnomon.train.runlog import read
+from gnomon.vlm.geometry.base import GeometryInput
+from gnomon.vlm.geometry.horizonstream import HorizonStream
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.layout import ViewsSpec
 from gnomon.vlm.multiview import pose, rays
 from gnomon.vlm.multiview.losses.targets import normalise
+
+PI3 = ["--encoder", "gnomon.vlm.geometry.pi3.Pi3", "--encoder.init_args.frozen", "false"]
+PI3 += ["--encoder.init_args.width", "32", "--encoder.init_args.attention_heads", "2"]
+PI3 += ["--encoder.init_args.depth", "2", "--encoder.init_args.embed_depth", "1"]
+PI3 += ["--encoder.init_args.decoder_width", "32", "--encoder.init_args.camera_width", "32"]
+DEPTH = ["--encoder", "gnomon.vlm.geometry.depth_only.DepthOnly", "--encoder.init_args.frozen", "false"]
+DEPTH += ["--encoder.init_args.config", '{"model_type": "dpt", "hidden_size": 24, "num_attention_heads": 2}']
 
 CONFIG = Path(__file__).parents[3] / "configs/fit_geometry/tinygeo.yaml"
 
@@ -156,6 +167,8 @@ def test_the_committed_configuration_is_complete():
         (["--data.init_args.views", "[1, 99]"], "views is (1, 99), but must be"),
         (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
         (["--encoder", "gnomon.vlm.geometry.known.Known"], "Known has no parameters"),
+        (PI3, "Pi3 has points or cameras in no view's frame that is known beforehand"),
+        (DEPTH, "DepthOnly goes by cameras that are known, which it is to be taught"),
         (["--resume"], "holds no run to resume; start one without --resume"),
     ],
 )
@@ -250,3 +263,40 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     command[2] = str(out / "config.yaml")
     assert main([*command, "--resume", "--steps", near, "--accept_changes"]) == 0
     assert (out / "encoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("pixels", "counts"), [(0, False), (100, False), (101, True)])
+def test_views_of_next_to_nothing_teach_no_camera(pixels, counts):
+    batch = Feed(Scenes(count=1, size=(48, 48), views=3), ViewsSpec(8), Order(1, batch=1), 1)[0]
+    batch.depth[0, 2] = 0
+    batch.depth[0, 2].flatten()[:pixels] = 5
+    torch.manual_seed(0)
+    encoder = TinyGeo(frozen=False)
+    world = rays.points(rays.from_cameras(batch.extrinsics, batch.intrinsics, size=(48, 48)), batch.depth)
+    truth = normalise(batch.extrinsics, world, batch.depth, batch.depth > 0)
+    target = pose.encode(truth.extrinsics, batch.intrinsics, size=(48, 48))
+    found = encoder.measure(GeometryInput(batch.images, batch.valid), heads=["camera"]).pose
+    error = (found - target).abs()[:, : 3 if counts else 2]
+    expected = error[..., :3].mean() + error[..., 3:7].mean() + error[..., 7:].mean() / 2
+    torch.testing.assert_close(losses(encoder, batch)["camera"], expected)
+
+
+def test_a_metric_scale_is_taught():
+    """HorizonStream's head of it has a gradient, and the right scale costs nothing."""
+    batch = Feed(Scenes(count=2, size=(56, 56), views=2), ViewsSpec(14), Order(2, batch=2), 1)[0]
+    torch.manual_seed(0)
+    sizes = {"width": 24, "embed_depth": 1, "depth": 2, "attention_heads": 2, "taps": (0, 0, 1, 1), "features": 8}
+    few = {"channels": (4, 8, 8, 8), "pose_tokens": 2, "memory_layers": (0,), "frozen": False}
+    encoder = HorizonStream(**sizes, **few)
+    losses(encoder, batch)["scale"].backward()
+    assert any(bool(p.grad.any()) for p in encoder.metric_readout_head.parameters())
+    world = rays.points(rays.from_cameras(batch.extrinsics, batch.intrinsics, size=(56, 56)), batch.depth)
+    right = normalise(batch.extrinsics, world, batch.depth, batch.depth > 0).scale
+
+    class Told(HorizonStream):
+        def forward(self, scenes, *, layers=(), heads=()):
+            return replace(super().forward(scenes, layers=layers, heads=heads), scale=factor * right)
+
+    encoder.__class__ = Told
+    for factor in (1, 3):
+        assert float(losses(encoder, batch)["scale"]) == pytest.approx(math.log(factor), abs=1e-5)
