@@ -112,7 +112,9 @@ def _parameters(model: nn.Module) -> list[tuple[list[str], bool, nn.Parameter]]:
 
 
 def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Weights that mix channels decay; biases, norms, scales, embeddings and learned tokens do not."""
+    """Weights that mix channels decay; biases, norms, scales, embeddings, learned tokens and who says so do not."""
+    if not getattr(module, "decays", True):
+        return False
     if name.endswith("bias") or isinstance(module, nn.Embedding) or "Norm" in type(module).__name__:
         return False
     if isinstance(module, (nn.Linear, _ConvNd)):

@@ -17,7 +17,7 @@ from gnomon.vlm.generate import generate
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout
 from gnomon.vlm.mixers import base
-from gnomon.vlm.mixers.base import Mixer
+from gnomon.vlm.mixers.base import Mimic, Mixer, lessons
 from gnomon.vlm.model import VLM
 from gnomon.vlm.save import load, save
 
@@ -62,13 +62,30 @@ def build(tiny: Callable[..., VLM]) -> Callable[..., VLM]:
     return make
 
 
+def of_kind(kind: str, cls: type[Mixer], layers: list[int] | str = "all") -> CausalLM:
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    more = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = {"model_type": kind, **sizes, **more}
+    lm = CausalLM(config=config, attention="eager" if kind == "gemma2" else "sdpa").eval()
+    lm.mix([made(cls, layers)])
+    stirred(lm)
+    return lm
+
+
 def layout_of(rows: list[list[int]], *, side: str) -> tuple[Tensor, TokenLayout]:
-    length = max(map(len, rows))
+    """Padding stands on one side of the tokens, or one piece of it behind each of them."""
+    length = max(map(len, rows)) * (2 if side == "among" else 1)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     layout = TokenLayout.text(len(rows), length)
     layout.kind[:] = Kind.PAD
     for i, row in enumerate(rows):
-        place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
+        places = {
+            "left": slice(length - len(row), length),
+            "right": slice(0, len(row)),
+            "among": slice(0, 2 * len(row), 2),
+        }
+        place = places[side]
         ids[i, place], layout.kind[i, place] = torch.tensor(row), Kind.TEXT
     layout.position = (layout.visible.long().cumsum(1) - 1).clamp(min=0)
     return ids, layout
@@ -90,7 +107,7 @@ def near(found: Tensor, expected: Tensor) -> None:
 
 
 @causal
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", "right", "among"])
 @torch.no_grad()
 def test_a_padded_row_of_a_batch_equals_the_row_alone(cls, build, side):
     lm = build(cls).lm
@@ -128,6 +145,23 @@ def test_decoding_from_memory_equals_the_whole_at_once(cls, build):
         position = position[chosen] + 1
         token = replace(TokenLayout.text(3, 1), position=position)
         found = lm(lm.embed(torch.full((3, 1), 30 + step)), token, state)[:, -1]
+
+
+@causal
+@pytest.mark.parametrize("side", ["left", "right", "among"])
+@torch.no_grad()
+def test_padding_of_any_call_counts_for_nothing(cls, build, side):
+    """Rows bring different numbers of tokens to each call, some of them none, and go on afterwards."""
+    lm = build(cls).lm
+    state, seen = lm.new_state(), [0, 0, 0]
+    for new in ([4, 1, 0], [2, 0, 3], [1, 2, 4], [0, 1, 1], [1, 0, 0], [3, 0, 0]):
+        ids, layout = layout_of([row[at : at + n] for row, at, n in zip(ROWS, seen, new)], side=side)
+        layout.position = layout.position + torch.tensor(seen)[:, None]
+        found, seen = lm(lm.embed(ids), layout, state), [at + n for at, n in zip(seen, new)]
+        for one, real, row, end, n in zip(found, layout.visible, ROWS, seen, new):
+            if n:
+                near(one[real], hidden(lm, [row[:end]])[0][-n:])
+    assert seen == [len(row) for row in ROWS]
 
 
 @causal
@@ -196,14 +230,7 @@ def test_generation_equals_reading_everything_anew(cls, build, beams):
 @torch.no_grad()
 def test_other_architectures_take_it(cls, kind):
     """One whose masks are added and whose norms are behind the attention, and one with a single map for q, k and v."""
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    more = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    lm = CausalLM(
-        config={"model_type": kind, **sizes, **more}, attention="eager" if kind == "gemma2" else "sdpa"
-    ).eval()
-    lm.mix([made(cls, [0])])
-    stirred(lm)
+    lm = of_kind(kind, cls, [0])
     for found, row in zip(hidden(lm, ROWS), ROWS):
         near(found, hidden(lm, [row])[0])
 
@@ -260,9 +287,33 @@ def test_a_decoder_refuses_what_sees_the_future(cls, tiny):
 
 
 @causal
-def test_it_is_run_in_bfloat16_too(cls, build):
-    lm = build(cls).lm.to(torch.bfloat16)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_it_is_run_in_bfloat16_too(cls, kind):
+    """Under autocast, norms of queries and keys answer in the float32 of their weights."""
+    lm = of_kind(kind, cls)
+    expected = hidden(lm, ROWS)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hidden(lm, ROWS)[0]
+        state = lm.new_state()
+        lm(lm.embed(torch.tensor([ROWS[0][:-1]])), TokenLayout.text(1, 10), state)
+        last = lm(lm.embed(torch.tensor([ROWS[0][-1:]])), TokenLayout.text(1, 1, start=10), state)[0]
+        found.sum().backward()
+    for one, truth in ((found, expected), (last, expected[-1:])):
+        assert bool((one - truth).norm() < 0.1 * truth.norm())
+    lm = lm.to(torch.bfloat16)
     found = hidden(lm, ROWS)[0]
     assert found.dtype == torch.bfloat16 and bool(found.isfinite().all())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert bool(hidden(lm.float(), ROWS)[0].isfinite().all())
+
+
+@pytest.mark.parametrize("cls", [c for c in members() if issubclass(c, Mimic)], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_lessons_are_given_in_bfloat16_too(cls, kind):
+    lm = of_kind(kind, cls)
+    with lessons(lm) as given:
+        hidden(lm, ROWS)
+    expected = given.errors
+    with torch.autocast("cpu", torch.bfloat16), lessons(lm) as given:
+        torch.cat(hidden(lm, ROWS)).sum().backward()
+    for layer, error in expected.items():
+        assert float(given.errors[layer]) == pytest.approx(float(error), rel=0.1)
+    assert all(float(p.grad.abs().sum()) > 0 for name, p in lm.named_parameters() if ".learned_" in name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -145,9 +147,10 @@ def test_lessons_teach_the_maps_of_every_layer_and_nothing_else(checkpointing):
     assert all(p.grad is None for layer in (0, 1, 2) for p in lm.layers[layer].mlp.parameters())
 
 
-def test_a_sample_has_one_error_whatever_its_row():
-    """Alone, beside padding, or packed with another: errors are means over samples of means over tokens."""
-    lm = made(initializer_range=0.3).requires_grad_(False)
+@pytest.mark.parametrize(("kind", "window"), [("qwen2", {}), ("mistral", {"sliding_window": 4})])
+def test_a_sample_has_one_error_whatever_its_row(kind, window):
+    """Alone, with padding, or packed with another: errors are means over samples of means over tokens."""
+    lm = made(kind, initializer_range=0.3, **window).requires_grad_(False)
     lm.mix([Hedgehog([1])])
     samples = [list(range(3, 15)), [20, 21, 22, 23, 24]]
 
@@ -160,13 +163,12 @@ def test_a_sample_has_one_error_whatever_its_row():
     alone = [taught([ids], TokenLayout.text(1, len(ids))) for ids in samples]
     expected = [sum(values) / 2 for values in zip(*alone)]
     assert float(alone[0][0]) > 2 * float(alone[1][0]) or float(alone[1][0]) > 1.1 * float(alone[0][0])
-    for side in ("left", "right"):
-        padding = [0] * 7
-        layout = TokenLayout.text(2, 12)
-        where = slice(0, 7) if side == "left" else slice(5, 12)
-        layout.kind[1, where] = Kind.PAD
+    for places in ([7, 8, 9, 10, 11], [0, 1, 2, 3, 4], [1, 4, 5, 8, 10]):
+        layout, second = TokenLayout.text(2, 12), torch.zeros(12).long()
+        layout.kind[1] = Kind.PAD
+        layout.kind[1, places], second[places] = Kind.TEXT, torch.tensor(samples[1])
         layout.position = (layout.visible.long().cumsum(1) - 1).clamp(min=0)
-        rows = [samples[0], padding + samples[1] if side == "left" else samples[1] + padding]
+        rows = [samples[0], second.tolist()]
         torch.testing.assert_close(list(taught(rows, layout)), expected, atol=1e-6, rtol=1e-4)
     packed = TokenLayout.text(1, 17)
     packed.position = torch.tensor([[*range(12), *range(5)]])
@@ -208,6 +210,18 @@ def refused(call, why: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@torch.no_grad()
+def test_calls_that_cannot_be_gone_on_with_are_refused():
+    lm = made()
+    lm.mix([GLA([0]), DeltaNet([1]), LoLCATs([2])])
+    state, layout = lm.new_state(), TokenLayout.text(1, 12)
+    layout.kind[:] = Kind.PAD
+    refused(lambda: lm(lm.embed(IDS), layout, state), "12 tokens that are all padding")
+    lm(lm.embed(IDS), replace(TokenLayout.text(1, 12), document=torch.zeros(1, 12).long()), state)
+    packed = replace(TokenLayout.text(1, 12, start=12), document=torch.tensor([[0] * 5 + [1] * 7]))
+    refused(lambda: lm(lm.embed(IDS), packed, state), "packed samples in a call that goes on")
+
+
 def test_what_cannot_be_is_refused(tiny):
     refused(lambda: made().mix([GLA([0, 1]), DeltaNet([1])]), "layer 1 has a mixer already")
     refused(lambda: made().mix([Agent()]), "for encoders only")
@@ -216,6 +230,7 @@ def test_what_cannot_be_is_refused(tiny):
     capped.mix([LoLCATs([1])])
     refused(lambda: lessons(capped).__enter__(), "layer 1 capped its logits at 50")
     refused(lambda: made().mix([GLA([4])]), "not some of 0 to 3")
+    refused(lambda: made().mix([LoLCATs([1], feature=9)]), "feature 9 .* 1 to 8")
     refused(lambda: made(operators=[{"name": "exact"}]).mix([GLA([0])]), "have an operator already")
     refused(lambda: tiny(mixers=[GLA("all")], compute=SAISA()), "SAISA wants softmax attention")
     model = tiny(mixers=[GLA([0])], reducers=[FastV(ratio=0.5, layer=1)])

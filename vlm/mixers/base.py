@@ -4,7 +4,8 @@ A mixer takes over the linear maps of the attention that it replaces and adds wh
 the layer's normalised input and the layout of the tokens: packed samples do not see each other, and padding counts for
 nothing. With a memory it goes on where an earlier call ended.
 
-Shapes: B rows, T tokens, C width, H heads, K key heads, D head width, N sequences, W taps of a convolution.
+Shapes: B rows, T tokens, C width, H heads, K key heads, D head width, F features, N sequences,
+W taps of a convolution.
 """
 
 from __future__ import annotations
@@ -107,8 +108,9 @@ class Mixer(Part, nn.Module):
         x = self.linear(name, x)
         # some norms are over all heads at once
         over_all = norm is not None and norm.weight.shape[0] != self.head_dim
-        x = (norm(x) if over_all else x).unflatten(-1, (-1, self.head_dim))
-        return x if norm is None or over_all else norm(x)
+        y = (norm(x) if over_all else x).unflatten(-1, (-1, self.head_dim))
+        # under autocast some norms answer in the dtype of their weights
+        return (y if norm is None or over_all else norm(y)).to(x.dtype)
 
     def turned(self, q: Tensor, k: Tensor, tables: Tables | None) -> tuple[Tensor, Tensor]:
         """With rotary positions, where the layer has some."""
@@ -121,11 +123,14 @@ class Mixer(Part, nn.Module):
 class Rows:
     """How the tokens of a call hang together, for the operator's mask, for convolutions and for what is remembered.
 
+    A row may have no token at all, and padding anywhere. A call that goes on from a memory has one sequence per row.
+
     segment  (B,T) the packed sample of each token, -1 for padding; None: each row is one sequence
     """
 
     def __init__(self, layout: TokenLayout, memory: Memory | None) -> None:
         self.visible, self.document = visible, document = layout.visible, layout.document
+        self._remembers = memory is not None
         whole = bool(visible.all())
         if not whole and memory is None and document is None:
             # padding behind a row changes nothing before it, and nobody will go on from it
@@ -135,8 +140,11 @@ class Rows:
         self._tokens: Tokens | None = None
         if not (whole and one):
             self.segment = torch.where(visible, 0 if document is None else document, -1)
-            p = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
-            self._tokens = Tokens({"p": p, "segment": self.segment})
+            self._tokens = Tokens({"p": visible.cumsum(1), "segment": self.segment})
+            if not bool(visible.any()):
+                raise ValueError(f"mixers: a call of {visible.numel()} tokens that are all padding; leave it out")
+            if memory and self.packed:
+                raise ValueError("mixers: packed samples in a call that goes on from a memory; give each a row")
 
     @cached_property
     def mask(self) -> Mask:
@@ -147,36 +155,65 @@ class Rows:
         rule = CAUSAL if window is None else recent(window)
         return rule if self._tokens is None else rule.on(self._tokens)
 
-    def ends(self, state: Tensor) -> Tensor:
-        """(N,...), one for each sequence, to (B,...): that of the last one of each row."""
-        if self.segment is None or len(state) == len(self.segment):
-            return state
-        begins = self.segment >= 0
-        begins[:, 1:] &= self.segment[:, 1:] != self.segment[:, :-1]
-        return state[begins.flatten().cumsum(0).view_as(begins)[:, -1] - 1]
+    def begins(self, memory: Memory | None) -> Memory | None:
+        """What the sequences go on from: the states of the rows that have any."""
+        if not memory:
+            return None
+        return {"s": memory["s"] if self.segment is None else memory["s"][self.last[:, 0] >= 0]}
 
-    def lengths(self, x: Tensor) -> Tensor:
-        """(B,) how many of the tokens belong to the last sequence of each row."""
+    def ends(self, state: Tensor, memory: Memory) -> Tensor:
+        """(N,...), one for each sequence, to (B,...): that of the last one of each row, or what a row had before."""
         if self.segment is None:
-            return torch.full((len(x),), x.shape[1], device=x.device)
-        return (self.segment == self.segment[:, -1:]).sum(1)
+            return state
+        segment = self._close
+        first = segment >= 0
+        first[:, 1:] &= segment[:, 1:] != segment[:, :-1]
+        last = state[(first.sum(1).cumsum(0) - 1).clamp(min=0)]
+        return torch.where(first.any(1).view(-1, *[1] * (state.dim() - 1)), last, memory.get("s", 0))
+
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """How many tokens the last sequence of each row has, (B,), and an order (B,T) in which they stand last."""
+        mine = self.visible if self.segment is None else self.visible & (self.segment == self.last)
+        return mine.sum(1), mine.long().argsort(dim=1, stable=True)
+
+    @property
+    def last(self) -> Tensor:
+        """(B,1) the last sequence of each row, -1 where it has none."""
+        return self._close[:, -1:]
 
     @property
     def packed(self) -> bool:
         """Whether a row has other sequences before its last one."""
-        return self.segment is not None and bool(((self.segment >= 0) & (self.segment != self.segment[:, -1:])).any())
+        return self.segment is not None and bool(((self.segment >= 0) & (self.segment != self.last)).any())
+
+    @cached_property
+    def parted(self) -> bool:
+        """Whether padding stands between tokens, or between those of this call and of another."""
+        runs = self.visible[:, 0] + (self.visible[:, 1:] & ~self.visible[:, :-1]).sum(1)
+        return self._remembers or bool((runs > 1).any())
+
+    @cached_property
+    def _close(self) -> Tensor:
+        """The segments with all padding in front."""
+        return self.segment.gather(1, self.visible.long().argsort(dim=1, stable=True))
 
 
 class FeatureMap(nn.Module):
-    """A linear map of each head's queries or keys; it begins as the identity."""
+    """A linear map of each head's queries or keys; it begins as the identity, or as the first rows of it.
 
-    def __init__(self, heads: int, width: int, *, bias: bool = True) -> None:
+    decays: weight decay is not for it; at zero it would tell no keys apart.
+    """
+
+    decays = False
+
+    def __init__(self, heads: int, width: int, feature: int | None = None, *, bias: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(width).repeat(heads, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(heads, width)) if bias else None
+        feature = width if feature is None else feature
+        self.weight = nn.Parameter(torch.eye(feature, width).repeat(heads, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(heads, feature)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,T,h,D) to (B,T,H,D); heads that share a key have maps of their own."""
+        """(B,T,h,D) to (B,T,H,F); heads that share a key have maps of their own."""
         x = x.repeat_interleave(len(self.weight) // x.shape[2], 2)
         y = torch.einsum("bthd,hfd->bthf", x, self.weight)
         return y if self.bias is None else y + self.bias.to(y.dtype)
@@ -196,14 +233,22 @@ class ShortConv(nn.Module):
         x = torch.cat([x.new_zeros(len(x), back, x.shape[2]) if tail is None else tail.to(x.dtype), x], 1)
         if rows.segment is None:
             return F.conv1d(x.mT, self.weight[:, None], groups=x.shape[2]).mT, x[:, length:]
-        first = rows.segment[:, :1] if begun else torch.full_like(rows.segment[:, :1], -2)
-        segment = torch.cat([first.expand(-1, back), rows.segment], 1)
+        # what was seen before belongs to the only sequence of a row, which may have no token now
+        before = rows.last.clamp(min=0) if begun else torch.full_like(rows.last, -2)
+        segment = torch.cat([before.expand(-1, back), rows.segment], 1)
+        if rows.parted:
+            # with padding in front of all, what belongs together stands side by side
+            order = (segment != -1).long().argsort(dim=1, stable=True)
+            x, segment = torch.take_along_dim(x, order[..., None], 1), segment.gather(1, order)
         out = x[:, back:] * self.weight[:, -1]
         for i in range(1, back + 1):
             here = slice(back - i, back - i + length)
             near = (segment[:, here] == segment[:, back:])[..., None]
             out = out + torch.where(near, x[:, here], 0) * self.weight[:, back - i]
         kept = (segment[:, length:] == segment[:, -1:])[..., None]
+        if rows.parted:
+            places = (order.argsort(1)[:, back:] - back).clamp(min=0)
+            out = torch.take_along_dim(out, places[..., None], 1)
         return out, torch.where(kept, x[:, length:], 0)
 
 

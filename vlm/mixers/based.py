@@ -35,5 +35,5 @@ class Based(Mixer):
     ) -> tuple[Tensor, Memory | None]:
         rows = Rows(layout, memory)
         q, k = (part(x).unflatten(-1, (-1, self.feature)) for part in (self.query, self.key))
-        o, state = based(q, k, self.project("v", x), mask=rows.mask, state=memory or None)
-        return self.o_proj(o.flatten(2)), None if memory is None else {"s": rows.ends(state["s"])}
+        o, state = based(q, k, self.project("v", x), mask=rows.mask, state=rows.begins(memory))
+        return self.o_proj(o.flatten(2)), None if memory is None else {"s": rows.ends(state["s"], memory)}

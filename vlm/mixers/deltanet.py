@@ -38,7 +38,6 @@ class DeltaNet(Mixer):
         rows, tails = Rows(layout, memory), {}
         q, k, v = (self.convs.convolve(name, self.project(name, x), rows, memory, tails) for name in "qkv")
         beta = self.strength(x).float().sigmoid() * (2 if self.negative else 1)
-        state = {"s": memory["s"]} if memory else None
-        o, state = deltanet(q, k, v, beta=beta, normalize=True, mask=rows.mask, state=state)
+        o, state = deltanet(q, k, v, beta=beta, normalize=True, mask=rows.mask, state=rows.begins(memory))
         out = self.o_proj(self.norm(o).flatten(2))
-        return out, None if memory is None else {"s": rows.ends(state["s"]), **tails}
+        return out, None if memory is None else {"s": rows.ends(state["s"], memory), **tails}

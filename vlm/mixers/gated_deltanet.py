@@ -44,9 +44,8 @@ class GatedDeltaNet(Mixer):
         q, k, v = (self.convs.convolve(name, self.project(name, x), rows, memory, tails) for name in "qkv")
         g = -self.rate.float().exp() * F.softplus(self.decay(x).float() + self.step.float())
         beta = self.strength(x).float().sigmoid() * (2 if self.negative else 1)
-        state = {"s": memory["s"]} if memory else None
-        o, state = gated_deltanet(q, k, v, g=g, beta=beta, normalize=True, mask=rows.mask, state=state)
+        o, state = gated_deltanet(q, k, v, g=g, beta=beta, normalize=True, mask=rows.mask, state=rows.begins(memory))
         o = self.norm(o)
         if self.gate:
             o = o * F.silu(self.gate_proj(x)).view_as(o)
-        return self.o_proj(o.flatten(2)), None if memory is None else {"s": rows.ends(state["s"]), **tails}
+        return self.o_proj(o.flatten(2)), None if memory is None else {"s": rows.ends(state["s"], memory), **tails}

@@ -40,6 +40,6 @@ class GLA(Mixer):
         rows = Rows(layout, memory)
         q, k, v = (self.project(name, x) for name in "qkv")
         g = F.logsigmoid(self.decay(x).float()).view_as(k) / self.temperature
-        o, state = gla(q, k, v, g=g, mask=rows.mask, state=memory or None)
+        o, state = gla(q, k, v, g=g, mask=rows.mask, state=rows.begins(memory))
         out = self.o_proj((self.norm(o) * F.silu(self.gate_proj(x)).view_as(o)).flatten(2))
-        return out, None if memory is None else {"s": rows.ends(state["s"])}
+        return out, None if memory is None else {"s": rows.ends(state["s"], memory)}

@@ -29,6 +29,6 @@ class Hedgehog(Mimic):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         o, state = hedgehog(
-            self.learned_q(q), self.learned_k(k), v, joint=self.joint, mask=rows.mask, state=memory or None
+            self.learned_q(q), self.learned_k(k), v, joint=self.joint, mask=rows.mask, state=rows.begins(memory)
         )
-        return o, None if memory is None else {"s": rows.ends(state["s"])}
+        return o, None if memory is None else {"s": rows.ends(state["s"], memory)}

@@ -5,7 +5,8 @@ Rule:    f = lower + (1 - lower) sigmoid(W_k x), q = SiLU(W_q x), v = W_v x;  y 
          with o of kernels/linear/hgrn2.py
 Where:   a decoder's layer, in place of its self-attention; no rotary positions
 Differs: heads, their width and W_q, W_k (now of the forget gates), W_v, W_o are those of the attention it replaces;
-         each layer learns its own bound, from l/L on, where the paper's begin, too: nothing keeps them rising
+         each layer learns the logits of its own bound, from l/L on, where the paper's begin, too: nothing keeps them
+         rising, and they do not decay
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class HGRN2(Mixer):
 
     def setup(self, attention: Attention) -> None:
         super().setup(attention)
-        share = torch.full((self.key_heads, self.head_dim), attention.layer / attention.depth)
+        # one vector, as biases are: what looks like a matrix would decay, and to a bound of one half
+        share = torch.full((self.key_heads * self.head_dim,), attention.layer / attention.depth)
         self.bound = nn.Parameter(share.logit()) if attention.layer else None
         self.norm = Norm(self.heads * self.head_dim)
 
@@ -39,6 +41,7 @@ class HGRN2(Mixer):
         q, forget, v = (self.project(name, x) for name in "qkv")
         lower = None
         if self.bound is not None:
-            lower = self.bound.float().sigmoid().repeat_interleave(self.heads // self.key_heads, 0)
-        o, state = hgrn2(F.silu(q), forget, v, lower=lower, mask=rows.mask, state=memory or None)
-        return self.o_proj(self.norm(o.flatten(2))), None if memory is None else {"s": rows.ends(state["s"])}
+            lower = self.bound.float().sigmoid().view(self.key_heads, self.head_dim)
+            lower = lower.repeat_interleave(self.heads // self.key_heads, 0)
+        o, state = hgrn2(F.silu(q), forget, v, lower=lower, mask=rows.mask, state=rows.begins(memory))
+        return self.o_proj(self.norm(o.flatten(2))), None if memory is None else {"s": rows.ends(state["s"], memory)}

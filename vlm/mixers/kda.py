@@ -45,7 +45,6 @@ class KDA(Mixer):
         q, k, v = (self.convs.convolve(name, self.project(name, x), rows, memory, tails) for name in "qkv")
         steps = F.softplus(self.decay(x).float() + self.step.float()).view_as(q)
         g, beta = -self.rate.float().exp()[:, None] * steps, self.strength(x).float().sigmoid()
-        state = {"s": memory["s"]} if memory else None
-        o, state = kda(q, k, v, g=g, beta=beta, normalize=True, mask=rows.mask, state=state)
+        o, state = kda(q, k, v, g=g, beta=beta, normalize=True, mask=rows.mask, state=rows.begins(memory))
         out = self.o_proj((self.norm(o) * self.gate_proj(x).sigmoid().view_as(o)).flatten(2))
-        return out, None if memory is None else {"s": rows.ends(state["s"]), **tails}
+        return out, None if memory is None else {"s": rows.ends(state["s"], memory), **tails}

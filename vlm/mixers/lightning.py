@@ -40,6 +40,6 @@ class Lightning(Mixer):
         rows = Rows(layout, memory)
         q, k, v = (self.project(name, x) for name in "qkv")
         decay = torch.tensor(self.rates, device=x.device)
-        o, state = lightning(F.silu(q), F.silu(k), v, decay=decay, mask=rows.mask, state=memory or None)
+        o, state = lightning(F.silu(q), F.silu(k), v, decay=decay, mask=rows.mask, state=rows.begins(memory))
         o = F.rms_norm(o.flatten(2), (self.heads * self.head_dim,), eps=1e-6)
-        return self.o_proj(self.gate_proj(x) * o), None if memory is None else {"s": rows.ends(state["s"])}
+        return self.o_proj(self.gate_proj(x) * o), None if memory is None else {"s": rows.ends(state["s"], memory)}

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gnomon.vlm.freeze import Group, groups
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.mixers.base import Attention, Rows, lessons
 from gnomon.vlm.mixers.hedgehog import Hedgehog
+from gnomon.vlm.mixers.lolcats import LoLCATs
 
 
 def turned(q: Tensor, k: Tensor, tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,17 @@ def test_changes_of_low_rank_begin_at_nothing_and_are_changes_of_the_maps(seated
     maps = {f"{name}_proj": getattr(plain, f"{name}_proj") for name in "qkvo"}
     fresh.setup(Attention(maps, 20, 4, 2, 6, 6**-0.5, 0, 1, rotate=turned))
     assert all(float(getattr(fresh, f"low_{name}")[1].weight.abs().max()) == 0 for name in "qkvo")
+
+
+@pytest.mark.parametrize("mixer", [Hedgehog, LoLCATs])
+def test_weight_decay_is_for_the_changes_of_low_rank_and_not_for_the_learned_maps(seated, mixer):
+    """These begin as the identity; at zero they would tell no keys apart."""
+    mixer = seated(mixer(rank=2))
+    names = {id(p): name for name, p in mixer.named_parameters()}
+    decayed, kept = groups(mixer, [Group(["low_*", "learned_*"], lr=0.1, wd=0.5), Group("*", lr=0.1)])[:2]
+    assert decayed["weight_decay"] == 0.5 and kept["weight_decay"] == 0.0
+    assert {names[id(p)].split("_")[0] for p in decayed["params"]} == {"low"}
+    assert {names[id(p)].split("_")[0] for p in kept["params"]} == {"learned"}
 
 
 def test_a_negative_rank_is_refused():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from gnomon.kernels.linear.hgrn2 import lower_bounds
+from gnomon.vlm.freeze import Group, groups
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.mixers.hgrn2 import HGRN2
 
@@ -14,7 +16,7 @@ from gnomon.vlm.mixers.hgrn2 import HGRN2
 def test_the_rule_token_by_token(seated, x):
     mixer = seated(HGRN2())
     found, _ = mixer(x, TokenLayout.text(2, 9))
-    lower = torch.sigmoid(mixer.bound)
+    lower = torch.sigmoid(mixer.bound).view(2, 6)
     keep = lower + (1 - lower) * torch.sigmoid(mixer.k_proj(x)).view(2, 9, 2, 6)
     q, v = F.silu(mixer.q_proj(x)).view(2, 9, 4, 6), mixer.v_proj(x).view(2, 9, 2, 6)
     memory = torch.zeros(2, 4, 6, 6)
@@ -39,3 +41,14 @@ def test_bounds_begin_where_the_papers_do(seated):
     first = HGRN2()
     seated(first, layer=0)
     assert first.bound is None
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_weight_decay_leaves_the_bounds_where_they_are(seated, keys):
+    """Zero would be a bound of one half, whatever the layer."""
+    mixer = seated(HGRN2(), keys=keys)
+    bound = mixer.bound.detach().clone()
+    for parameter in mixer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.AdamW(groups(mixer, [Group("*", lr=0.1, wd=0.5)])).step()
+    assert torch.equal(mixer.bound, bound)

@@ -9,10 +9,12 @@ from gnomon.vlm.layout import Kind, TokenLayout
 from gnomon.vlm.mixers.lolcats import LoLCATs
 
 
+@pytest.mark.parametrize("feature", [None, 4])
 @pytest.mark.parametrize("affine", [False, True])
 @torch.no_grad()
-def test_the_rule_as_a_matrix(seated, x, affine):
-    mixer = seated(LoLCATs(window=3, affine=affine))
+def test_the_rule_as_a_matrix(seated, x, affine, feature):
+    mixer = seated(LoLCATs(window=3, affine=affine, feature=feature))
+    assert mixer.learned_q.weight.shape == mixer.learned_k.weight.shape == (4, feature or 6, 6)
     found, _ = mixer(x, TokenLayout.text(2, 9))
     q, k, v = (getattr(mixer, f"{n}_proj")(x).view(2, 9, -1, 6) for n in "qkv")
     away = torch.arange(9)[:, None] - torch.arange(9)
@@ -61,3 +63,9 @@ def test_rows_whose_windows_are_filled_differently_go_on(seated, x):
 def test_an_empty_window_is_refused():
     with pytest.raises(ValueError, match="window 0"):
         LoLCATs(window=0)
+
+
+@pytest.mark.parametrize("feature", [0, 7])
+def test_more_features_than_channels_and_none_are_refused(seated, feature):
+    with pytest.raises(ValueError, match=f"feature {feature} .* 1 to 6"):
+        seated(LoLCATs(feature=feature))
