@@ -16,7 +16,7 @@ from gnomon.kernels.masks.atoms import Group
 from gnomon.kernels.masks.blocks import block_lists
 from gnomon.kernels.masks.flex import block_mask
 from gnomon.kernels.masks.groups import groups
-from gnomon.kernels.op import Cost, Impl, Result, Shape, State
+from gnomon.kernels.op import Cost, Impl, Result, Shape, State, nothing
 
 CASCADE = """
 QK[m,p] = Q[e,p] * K[e,m]
@@ -55,6 +55,8 @@ def chunk(
     """One strip of queries after the other, against the blocks of keys that any of them sees."""
     heads = q.shape[2]
     visited = block_lists(mask, heads=heads, block_q=block, block_k=block).visited.flatten(0, 1).any(0)
+    if not bool(visited.any()):
+        return nothing(q, v, heads, (k,)), None
     outputs = []
     for number, blocks in enumerate(visited):
         start, stop = number * block, min((number + 1) * block, q.shape[1])

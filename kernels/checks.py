@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gnomon.kernels.mask import Bound
+
 
 def refuse(op: str, why: str, remedy: str) -> ValueError:
     """The one voice: `raise refuse("gla", "mask None lets tokens see the future", "pass mask=CAUSAL")`."""
@@ -64,6 +66,8 @@ def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, head
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise refuse(op, f"cu_seqlens is a {type(cu_seqlens).__name__}", "give a tensor of integers 0, end, end, ...")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise refuse(
             op, f"cu_seqlens is {cu_seqlens.dtype} of {tuple(cu_seqlens.shape)}", "give integers 0, end, end, ..."
@@ -75,6 +79,20 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:
         raise refuse(op, f"cu_seqlens {ends} does not cut the tokens of {name}", f"let it rise from 0 to {x.shape[1]}")
 
 
+def check_order(op: str, bound: Bound, *, last: bool) -> None:
+    """Of a causal call that follows no mask: the queries are the `last` tokens of the keys, and these are in order."""
+    if not last:
+        q, k = (f"{int(tokens['p'].min())} to {int(tokens['p'].max())}" for tokens in (bound.q, bound.k))
+        why = f"queries at {q} are not the last of the keys at {k}"
+        raise refuse(op, why, "take their tokens from the end of the keys', CAUSAL.on(keys.take(...), keys)")
+    rises = bound.k["p"].diff() > 0
+    if bound.segmented:
+        segment = bound.k["segment"]
+        rises = rises | (segment[:, 1:] != segment[:, :-1]) | (segment[:, 1:] < 0)
+    if not bool(rises.all()):
+        raise refuse(op, "positions do not rise along the tokens", "order the tokens by position")
+
+
 def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     if set(given) != set(wanted):
         raise refuse(op, f"state holds {sorted(given)}", f"give {sorted(wanted)}, as an earlier call returned it")
@@ -83,5 +101,7 @@ def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tenso
             raise refuse(
                 op, f"state {name!r} has shape {tuple(given[name].shape)}", f"this call needs {tuple(x.shape)}"
             )
+        if given[name].dtype != x.dtype:
+            raise refuse(op, f"state {name!r} is {given[name].dtype}", f"convert with .to({x.dtype})")
         if given[name].device != x.device:
             raise refuse(op, f"q is on {x.device} but state {name!r} on {given[name].device}", "move the state")

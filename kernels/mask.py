@@ -11,9 +11,9 @@ Shapes: R rows (1, or the batch), Q queries, K keys, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Protocol
 
 import torch
@@ -51,8 +51,13 @@ class Expr:
         return self
 
     @property
+    def made_for(self) -> tuple[int, int]:
+        """Rows and heads that it has something of its own for; 1 is for all."""
+        return 1, 1
+
+    @property
     def per_head(self) -> bool:
-        return any(child.per_head for child in self.children())
+        return self.made_for[1] > 1 or any(child.per_head for child in self.children())
 
     def __and__(self, other: Expr) -> Expr:
         return And((self, other))
@@ -230,8 +235,8 @@ class Given(Expr):
         return self.dense.to(q.device)[row % self.dense.shape[0], at.head % self.dense.shape[1], q, k]
 
     @property
-    def per_head(self) -> bool:
-        return self.dense.shape[1] > 1
+    def made_for(self) -> tuple[int, int]:
+        return self.dense.shape[0], self.dense.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,12 +260,26 @@ class Bound:
 
     @property
     def rows(self) -> int:
-        rows = max(self.q.rows, self.k.rows)
-        return max(rows, *(e.dense.shape[0] for e in walk(self.rule) if isinstance(e, Given)), 1, 1)
+        return max(self.q.rows, self.k.rows, *(part.made_for[0] for part in walk(self.rule)))
 
     @property
     def segmented(self) -> bool:
         return self.rule is not self.expr
+
+    def check(self, batch: int, heads: int) -> None:
+        """Raise a ValueError when it was made for another batch, for other heads or, a tensor, for other tokens."""
+        size = (self.q.length, self.k.length)
+        for dense in (part.dense for part in walk(self.rule) if isinstance(part, Given)):
+            if dense.dtype != torch.bool or dense.ndim != 4 or tuple(dense.shape[2:]) != size:
+                raise ValueError(
+                    f"mask: a {dense.dtype} tensor of {tuple(dense.shape)} is no dense mask; "
+                    f"give bool of (1 or B, 1 or H, {size[0]}, {size[1]})"
+                )
+        for rows, many in ((self.q.rows, 1), (self.k.rows, 1), *(part.made_for for part in walk(self.rule))):
+            if rows not in (1, batch):
+                raise ValueError(f"mask: {rows} rows for a batch of {batch}; give one for all, or one each")
+            if many not in (1, heads):
+                raise ValueError(f"mask: {many} heads for {heads}; give one for all, or one each")
 
     def view(self, *, heads: int = 1, start: int = 0, stop: int | None = None) -> View:
         return _Strip(self, heads, slice(start, self.q.length if stop is None else stop))
@@ -274,11 +293,16 @@ class Bound:
     def to(self, device: torch.device | str) -> Bound:
         if self.q["p"].device == torch.device(device):
             return self
-        q = self.q.to(device)
-        return Bound(self.expr, q, q if self.k is self.q else self.k.to(device))
+        wanted = ("to", torch.device(device))
+        if wanted not in self.cache:
+            q = self.q.to(device)
+            self.cache[wanted] = Bound(self.expr, q, q if self.k is self.q else self.k.to(device))
+        return self.cache[wanted]
 
     def __and__(self, other: Expr) -> Bound:
-        return replace(self, expr=self.expr & other)
+        joined = replace(self, expr=self.expr & other)
+        # a dense mask is not found again, and would only be kept alive
+        return joined if holds_dense(other) else self.cache.setdefault(("and", other), joined)
 
 
 class _Strip:
@@ -305,6 +329,24 @@ def walk(rule: Expr) -> list[Expr]:
     return [rule, *(e for child in rule.children() for e in walk(child))]
 
 
+def holds_dense(rule: Expr) -> bool:
+    return any(isinstance(part, Given) for part in walk(rule))
+
+
+def kept(make: Callable[..., Bound]) -> Callable[..., Bound]:
+    """The lowerings of a rule are kept with its Bound, so every layer of a model gets the same one.
+
+    A rule that holds a dense mask is not found again, and would only keep that alive.
+    """
+    known = lru_cache(maxsize=32)(make)
+
+    @wraps(make)
+    def find(rule: Expr, *on: Hashable) -> Bound:
+        return (make if holds_dense(rule) else known)(rule, *on)
+
+    return find
+
+
 Mask = Expr | Bound | Tensor | None
 """What an operator takes: a rule, a rule on its tokens, a dense bool tensor, or None for everything."""
 
@@ -319,11 +361,6 @@ def bind(mask: Mask, queries: int, keys: int, *, device: torch.device | str = "c
             )
         return mask.to(device)
     if isinstance(mask, Tensor):
-        if mask.dtype != torch.bool or mask.ndim != 4 or tuple(mask.shape[2:]) != (queries, keys):
-            raise ValueError(
-                f"mask: a {mask.dtype} tensor of {tuple(mask.shape)} is no dense mask; "
-                f"give bool of (1 or B, 1 or H, {queries}, {keys})"
-            )
         return Given(mask).on(Tokens.line(queries, device=device), Tokens.line(keys, device=device))
     if mask is not None and not isinstance(mask, Expr):
         raise ValueError(f"mask: {type(mask).__name__} is no mask; give a rule, rule.on(tokens), a bool tensor or None")
@@ -341,13 +378,12 @@ def meet(rule: Expr, mask: Mask, *, grid: Sequence[int] | None = None, device: t
     return rule if grid is None else _on_grid(rule, tuple(grid), torch.device(device))
 
 
-# kept: the lowerings of a rule are stored with it, and every layer of a model asks for the same few
-@lru_cache(maxsize=32)
+@kept
 def _on_grid(rule: Expr, grid: tuple[int, ...], device: torch.device) -> Bound:
     return rule.on(Tokens.grid(*grid, device=device))
 
 
-@lru_cache(maxsize=32)
+@kept
 def _by_default(rule: Expr, queries: int, keys: int, device: torch.device) -> Bound:
     if queries == keys:
         return rule.on(Tokens.line(keys, device=device))

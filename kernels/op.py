@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -80,6 +80,7 @@ class Impl:
     call     (q, k, v, *, mask | causal, scale, state, companions..., options...) -> (o, state)
     refuses  why it cannot run a call
     declines why `auto` should pass it over although it can run
+    twin     where it stands in triton_ops/, when it is imported late
     packed   takes `cu_seqlens` too (operators with masks: reads the segments from the mask); else it gets one sequence
              at a time
     grouped  reads k and v with fewer heads than q; else they are repeated for it
@@ -90,6 +91,7 @@ class Impl:
     packed: bool = False
     grouped: bool = False
     declines: Reason = never
+    twin: str | None = None
 
 
 def triton(path: str, *, refuses: Reason = never, packed: bool = False, grouped: bool = False) -> Impl:
@@ -108,7 +110,7 @@ def triton(path: str, *, refuses: Reason = never, packed: bool = False, grouped:
             return "float64 is for the references"
         return refuses(shape, mask)
 
-    return Impl(call, reason, packed, grouped)
+    return Impl(call, reason, packed, grouped, twin=path)
 
 
 def interpreting() -> bool:
@@ -224,9 +226,9 @@ class Op:
         per_query, per_key, options = dict(per_query or {}), dict(per_key or {}), dict(options or {})
         checks.check_companions(self.name, per_query, of=q, heads=heads)
         checks.check_companions(self.name, per_key, of=k, heads=heads)
-        bound, runs = self._place(q, k, mask, cu_seqlens)
+        bound, runs = self._place(q, k, heads, mask, cu_seqlens)
         causal = not isinstance(bound.expr, Everything)
-        self._check_pattern(q, k, bound, causal, state)
+        self._check_pattern(q, k, bound, runs, causal, state)
         companions = [*per_query.values(), *per_key.values()]
         grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *companions))
         sequences = len(runs.cu_q) - 1 if runs else q.shape[0]
@@ -249,6 +251,9 @@ class Op:
             if state is not None:
                 checks.check_state(self.name, state, start)
             state = start if state is None else state
+        if not sequences:
+            own = (x for x in options.values() if isinstance(x, Tensor))
+            return nothing(q, v, heads, (k, *companions, *own)), state
         if not chosen.grouped:
             q, k, v = (_repeat(x, heads) for x in (q, k, v))
             per_query, per_key = ({n: _repeat(x, heads) for n, x in c.items()} for c in (per_query, per_key))
@@ -274,17 +279,19 @@ class Op:
         return runs.unpack(o, rows, length), state
 
     def _place(
-        self, q: Tensor, k: Tensor, mask: Mask, cu_seqlens: Tensor | tuple[Tensor, Tensor] | None
+        self, q: Tensor, k: Tensor, heads: int, mask: Mask, cu_seqlens: Tensor | tuple[Tensor, Tensor] | None
     ) -> tuple[Bound, varlen.Runs | None]:
         """The mask on its tokens, and the sequences when there are several."""
         if cu_seqlens is None:
             bound = bind(mask, q.shape[1], k.shape[1], device=q.device)
+            bound.check(q.shape[0], heads)
             return bound, varlen.from_segments(bound, q.shape[0]) if bound.segmented else None
         if isinstance(mask, (Bound, Tensor)):
             raise checks.refuse(
                 self.name, "cu_seqlens beside a mask with its own tokens", "give these a segment instead"
             )
-        cu_q, cu_k = cu_seqlens if isinstance(cu_seqlens, tuple) else (cu_seqlens, cu_seqlens)
+        pair = isinstance(cu_seqlens, tuple) and len(cu_seqlens) == 2
+        cu_q, cu_k = cu_seqlens if pair else (cu_seqlens, cu_seqlens)
         checks.check_cu_seqlens(self.name, cu_q, "q", q)
         checks.check_cu_seqlens(self.name, cu_k, "k", k)
         if len(cu_q) != len(cu_k):
@@ -294,10 +301,15 @@ class Op:
         rule = EVERYTHING if mask is None else mask
         tokens = Tokens.packed(cu_q.to(q.device))
         bound = rule.on(tokens) if cu_q is cu_k else rule.on(tokens, Tokens.packed(cu_k.to(q.device)))
+        bound.check(1, heads)
         return bound, varlen.from_cu_seqlens(cu_q.to(q.device), cu_k.to(q.device))
 
-    def _check_pattern(self, q: Tensor, k: Tensor, bound: Bound, causal: bool, state: State | None) -> None:
-        cross = bound.q is not bound.k and q.shape[1] != k.shape[1]
+    def _check_pattern(
+        self, q: Tensor, k: Tensor, bound: Bound, runs: varlen.Runs | None, causal: bool, state: State | None
+    ) -> None:
+        # an operator that follows no mask takes the queries for the last tokens of the keys
+        last = self.masks or not causal or varlen.queries_last(bound, runs, q.shape[0])
+        cross = not last or q.shape[1] != k.shape[1]
         if not self.masks and not isinstance(bound.expr, (Everything, Causal)):
             raise checks.refuse(
                 self.name, f"it cannot follow a mask of {type(bound.expr).__name__}", "pass None or CAUSAL"
@@ -309,8 +321,8 @@ class Op:
             raise checks.refuse(self.name, f"{PATTERNS[wanted]} attention is not defined for it", f"it is for {able}")
         if state is not None and (self.state is None or not causal):
             raise checks.refuse(self.name, "it keeps no state without a causal mask", "leave the state out")
-        if not self.masks and causal and not _ascending(bound):
-            raise checks.refuse(self.name, "positions do not rise along the tokens", "order the tokens by position")
+        if not self.masks and causal:
+            checks.check_order(self.name, bound, last=last)
 
 
 class _Call:
@@ -363,12 +375,10 @@ def _part(bound: Bound, runs: varlen.Runs, mine: slice, theirs: slice) -> Bound:
     return Bound(bound.expr, q, q if bound.k is bound.q else cut(bound.k, runs.k_index, theirs))
 
 
-def _ascending(bound: Bound) -> bool:
-    rises = bound.q["p"].diff() > 0
-    if bound.segmented:
-        segment = bound.q["segment"]
-        rises = rises | (segment[:, 1:] != segment[:, :-1]) | (segment[:, 1:] < 0)
-    return bool(rises.all())
+def nothing(q: Tensor, v: Tensor, heads: int, others: Iterable[Tensor]) -> Tensor:
+    """What queries without any key get: zeros, with gradients of zeros for all that was given."""
+    zero = sum(x[None][:0].sum() for x in (q, v, *others))
+    return q.new_zeros(*q.shape[:2], heads, v.shape[3]) + zero
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

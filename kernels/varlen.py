@@ -55,6 +55,21 @@ def from_segments(bound: Bound, rows: int) -> Runs:
     return Runs(q_index, k_index, _ends(q_size), _ends(k_size))
 
 
+def queries_last(bound: Bound, runs: Runs | None, rows: int) -> bool:
+    """Whether the queries stand at the positions of the last keys of their sequences."""
+    if bound.q is bound.k:
+        return True
+    p_q, p_k = bound.q["p"], bound.k["p"]
+    if runs is None:
+        return p_q.shape[1] <= p_k.shape[1] and bool((p_q == p_k[:, -p_q.shape[1] :]).all())
+    size = runs.cu_q.diff()
+    if bool((size > runs.cu_k.diff()).any()):
+        return False
+    p_q, p_k = runs.pack(p_q.expand(rows, -1), side="q")[0], runs.pack(p_k.expand(rows, -1), side="k")[0]
+    behind = (runs.cu_k - runs.cu_q)[1:].repeat_interleave(size)
+    return torch.equal(p_q, p_k[torch.arange(len(p_q), device=p_q.device) + behind])
+
+
 def _runs(segment: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Places of the real tokens, and (row, segment) and size of each run."""
     whole = segment.expand(rows, -1)

@@ -52,6 +52,8 @@ def parse(cascade: str) -> list[Statement]:
         if left is None or len(operators) != len(terms) - 1 or not set(operators) <= set("+-*/,"):
             raise ValueError(f"passes: cannot read {line.strip()!r}; use names, ranks, + - * / and exp, max, sum")
         statements.append(Statement(_term(left), found["function"] or "", terms, operators))
+    if not statements:
+        raise ValueError("passes: the cascade has no statement; write 'O[f,p] = A[m,p] * V[f,m]'")
     return statements
 
 
@@ -86,16 +88,21 @@ def _correctable(statement: Statement, value: Term, statements: list[Statement],
     place = statement.terms.index(value)
     shifts = statement.function == "exp" and statement.operators == "-" and place == 1
     scales = statement.function in ("", "sum") and set(statement.operators) <= set("*/")
-    return (shifts or scales) and _summed(statement.result, statements, rank)
+    return (shifts or scales) and _summed(statement.result, value.ranks, statements, rank)
 
 
-def _summed(term: Term, statements: list[Statement], rank: str) -> bool:
-    """Whether all that comes of a tensor along the rank is sums in which it is a factor."""
+def _summed(term: Term, wrong: frozenset[str], statements: list[Statement], rank: str) -> bool:
+    """Whether all that comes of a tensor along the rank is sums in which it is a factor.
+
+    wrong  the ranks of the value: what was added up over them holds as many wrong factors, and none can be taken out
+    """
     if not term.over(rank):
         return True
+    if not wrong <= term.ranks:
+        return False
     readers = [s for s in statements if term.name in {t.name for t in s.terms}]
     linear = all(s.function in ("", "sum") and set(s.operators) <= set("*/") for s in readers)
-    return bool(readers) and linear and all(_summed(s.result, statements, rank) for s in readers)
+    return bool(readers) and linear and all(_summed(s.result, wrong, statements, rank) for s in readers)
 
 
 def _term(found: re.Match[str]) -> Term:

@@ -76,9 +76,10 @@ def gate(logits: Tensor, lower: Tensor | None) -> tuple[Tensor, Tensor]:
     if lower is None:
         return logsigmoid(logits), torch.sigmoid(-logits)
     lower = lower.to(logits.dtype)
-    # a bound of zero has a logarithm too, and a gradient that is not NaN
-    floor = lower.clamp_min(torch.finfo(logits.dtype).tiny).log()
-    return torch.logaddexp(floor, torch.log1p(-lower) + logsigmoid(logits)), (1 - lower) * torch.sigmoid(-logits)
+    f, key = lower + (1 - lower) * torch.sigmoid(logits), (1 - lower) * torch.sigmoid(-logits)
+    # from the smaller of f and 1 - f; clamped, for `where` has the gradients of both
+    low, high = f.clamp_min(torch.finfo(f.dtype).tiny).log(), torch.log1p(-key.clamp_max(0.5))
+    return torch.where(key < 0.5, high, low), key
 
 
 def bounded(sizes: Sizes) -> Example:

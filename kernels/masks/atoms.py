@@ -118,11 +118,12 @@ class Table(Expr):
         inside = (q >= 0) & (q < rows) & (k >= 0) & (k < columns)
         place = (q.clamp(0, rows - 1), k.clamp(0, columns - 1))
         values = self.values.to(q.device)
-        return inside & (values[place] if values.ndim == 2 else values[(at.head, *place)])
+        # modulo: one head stands for all
+        return inside & (values[place] if values.ndim == 2 else values[(at.head % len(values), *place)])
 
     @property
-    def per_head(self) -> bool:
-        return self.values.ndim == 3
+    def made_for(self) -> tuple[int, int]:
+        return 1, len(self.values) if self.values.ndim == 3 else 1
 
 
 def recent(width: int) -> Expr:
@@ -171,15 +172,23 @@ def residue(axis: str, modulus: int) -> Expr:
 
 
 def q_is(field: str, *values: int) -> Expr:
-    return Is("q", field, values)
+    return _is("q", field, values)
 
 
 def k_is(field: str, *values: int) -> Expr:
-    return Is("k", field, values)
+    return _is("k", field, values)
+
+
+def _is(side: str, field: str, values: tuple[int, ...]) -> Expr:
+    if not values:
+        raise ValueError(f"mask: {side}_is of {field!r} without a value; give one or more")
+    return Is(side, field, values)
 
 
 def columns(positions: Tensor) -> Expr:
     """The keys at these positions are visible to all."""
+    if positions.is_floating_point() or not positions.numel() or int(positions.min()) < 0:
+        raise ValueError(f"mask: columns at {positions.tolist()}; give one position or more, integers from 0")
     table = torch.zeros(1, int(positions.max()) + 1, dtype=torch.bool)
     table[0, positions] = True
     # one row of the table for every query: no position reaches a block that large

@@ -60,13 +60,17 @@ class Tokens:
 
     @classmethod
     def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """One row after the other (text, image, text, ...); p counts on, a field that a part lacks is -1 there."""
+        """One row after the other (text, image, text, ...); p counts on, a field that a part lacks is -1 there.
+
+        A segment is 0: a part that says nothing of samples belongs to the first one, and is no padding.
+        """
         names = dict.fromkeys(name for part in parts for name in part.fields)
         rows = max(part.rows for part in parts)
         fields = {}
         for name in names:
+            lacking = 0 if name == "segment" else -1
             fields[name] = torch.cat(
-                [part.fields.get(name, torch.full_like(part["p"], -1)).expand(rows, -1) for part in parts], 1
+                [part.fields.get(name, torch.full_like(part["p"], lacking)).expand(rows, -1) for part in parts], 1
             )
         fields["p"] = torch.arange(fields["p"].shape[1], device=fields["p"].device).expand(rows, -1)
         fields["extent_p"] = torch.full_like(fields["p"], fields["p"].shape[1])
@@ -95,7 +99,10 @@ class Tokens:
                 raise ValueError(
                     f"mask: field {name!r} has {value.shape[1]} values for {self.length} tokens; give one each"
                 )
-        rows = max([self.rows, *(value.shape[0] for value in more.values())])
+        many = {self.rows, *(value.shape[0] for value in more.values())}
+        rows = max(many)
+        if not many <= {1, rows}:
+            raise ValueError(f"mask: fields of {sorted(many)} rows; give one for all, or one each")
         return Tokens({name: value.expand(rows, -1) for name, value in {**self.fields, **more}.items()})
 
     def take(self, index: Tensor | slice) -> Tokens:

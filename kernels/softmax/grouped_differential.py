@@ -5,7 +5,7 @@ Rule:    o = softmax(scale q1 k1^T) [v1, v2] - amount softmax(scale q2 k2^T) [v1
          `ratio` signal heads share one noise head
 Where:   any self- or cross-attention of a model that was trained or grown for it
 Differs: the norm over the 2V channels of a head, and its factor 1 - initial(layer), are the layer's; ratio=1 is the
-         Differential Transformer
+         Differential Transformer; in half precision all but the reference round each map before they subtract
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 from gnomon.kernels import attend
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import Mask
-from gnomon.kernels.op import Cost, Op, Result, Shape, State
+from gnomon.kernels.mask import Bound, Mask
+from gnomon.kernels.moments import widen
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
 from gnomon.kernels.softmax.base import remember
 
 
@@ -48,7 +49,8 @@ def grouped_differential(
     both = torch.cat([v[:, :, 0::2], v[:, :, 1::2]], -1)
     signal, _ = OP.run(impl, q1, k[:, :, 0::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
     noise, _ = OP.run(impl, q2, k[:, :, 1::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
-    return signal - amount * noise.repeat_interleave(ratio, 2), state
+    signal, noise = widen(signal, noise)
+    return (signal - amount * noise.repeat_interleave(ratio, 2)).to(q.dtype), state
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, ratio: int) -> None:
@@ -61,6 +63,11 @@ def check(q: Tensor, k: Tensor, v: Tensor, ratio: int) -> None:
     for name, x in (("k", k), ("v", v)):
         if x.shape[2] % 2 or noise % (x.shape[2] // 2):
             raise refuse(OP.name, f"{name} has {x.shape[2]} heads", f"give twice a divisor of the {noise} noise heads")
+
+
+def unrounded(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None) -> Result:
+    """The specification: each map in at least float32, and left in it."""
+    return attend.reference(*widen(q, k, v), mask=mask, scale=scale)
 
 
 def initial(layer: int) -> float:
@@ -90,7 +97,7 @@ def unequal(sizes: Sizes) -> Example:
 
 OP = Op(
     name="grouped_differential",
-    impls=attend.IMPLS,
+    impls={**attend.IMPLS, "reference": Impl(unrounded, packed=True)},
     auto=attend.AUTO,
     patterns=frozenset({"NS", "CS", "NC", "CC"}),
     masks=True,

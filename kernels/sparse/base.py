@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels import attend
-from gnomon.kernels.mask import Bound, Causal, Everything, Given, walk
+from gnomon.kernels.mask import Bound, Causal, Everything, holds_dense
 from gnomon.kernels.masks.tokens import AXES, Tokens
 from gnomon.kernels.op import Impl, Result, Shape, State, triton
 
@@ -50,7 +50,7 @@ def in_tiles(
 
 def _reordered(mask: Bound) -> tuple[Tensor, Tensor, Bound] | None:
     # a dense mask that somebody gave knows its tokens by their places
-    moved = mask.q is mask.k and not any(isinstance(part, Given) for part in walk(mask.rule))
+    moved = mask.q is mask.k and not holds_dense(mask.rule)
     order = tile_order(mask.q) if moved else None
     if order is None:
         return None
@@ -115,6 +115,12 @@ def tile_declines(shape: Shape, mask: Bound) -> str | None:
     return "tiles are for the CPU" if shape.device.type != "cpu" else None
 
 
+def twin_refuses(shape: Shape, mask: Bound) -> str | None:
+    if shape.dtype == torch.bfloat16 and shape.device.type == "cpu":
+        return "triton's interpreter has no products of bfloat16"
+    return None
+
+
 def sdpa_declines(shape: Shape, mask: Bound) -> str | None:
     plain = not mask.segmented and isinstance(mask.expr, (Everything, Causal))
     return None if plain else "it would compute the hidden pairs too"
@@ -124,7 +130,7 @@ IMPLS = {
     **attend.IMPLS,
     "sdpa": Impl(attend.sdpa, packed=True, declines=sdpa_declines),
     "tile": Impl(tile, packed=True, declines=tile_declines),
-    "triton": triton("sparse.blocks:attend", packed=True),
+    "triton": triton("sparse.blocks:attend", refuses=twin_refuses, packed=True),
 }
 AUTO = ("sdpa", "group", "triton", "tile", "flex", "chunk")
 """For static patterns: any mask, one implementation after the other."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gnomon.kernels import attend
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import Bound, Expr, Mask
+from gnomon.kernels.mask import Bound, Everything, Expr, Mask
 from gnomon.kernels.masks.atoms import k_is, q_is, same
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
@@ -39,9 +39,11 @@ def blockrank(
     blocks  (K,) or (B,K) integers: 0 instruction, 1, 2, ... documents, the largest of a row question, -1 padding.
             When there are fewer queries, they are the last ones
     """
+    if mask is None or isinstance(mask, Everything):
+        given = "None" if mask is None else "EVERYTHING"
+        raise refuse("blockrank", f"mask {given} lets tokens see the future", "pass mask=CAUSAL")
     if not isinstance(mask, Expr):
-        given = "None lets tokens see the future" if mask is None else f"of {type(mask).__name__} has no blocks"
-        raise refuse("blockrank", f"mask {given}", "pass mask=CAUSAL")
+        raise refuse("blockrank", f"mask of {type(mask).__name__} has no blocks", "pass mask=CAUSAL")
     if blocks.ndim not in (1, 2) or blocks.shape[-1] != k.shape[1]:
         raise refuse("blockrank", f"blocks of {tuple(blocks.shape)} for {k.shape[1]} keys", "give each key its block")
     return OP.run(impl, q, k, v, mask=bind_blocks(RULE & mask, blocks.to(q.device), q.shape[1]), scale=scale)

@@ -17,14 +17,14 @@ from torch import Tensor
 from gnomon.kernels import attend
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example
-from gnomon.kernels.mask import EVERYTHING, Expr, Mask, meet
-from gnomon.kernels.masks.atoms import disc, visual
+from gnomon.kernels.mask import Expr, Mask, meet
+from gnomon.kernels.masks.atoms import InImage, disc, same
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
 
 
 def rule(radius: float) -> Expr:
-    return visual(disc(radius), EVERYTHING)
+    return ~InImage() | (same("item") & disc(radius))
 
 
 def clear(

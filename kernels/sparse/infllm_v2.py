@@ -24,6 +24,7 @@ from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
+from gnomon.kernels.sparse.base import twin_refuses
 
 STRIP = 512
 """Queries whose scores are in memory at once."""
@@ -237,7 +238,11 @@ OP = Op(
     impls={
         "reference": Impl(masked, refuses, grouped=True),
         "chunk": Impl(chunk, refuses, grouped=True),
-        "triton": triton("sparse.infllm_v2:run", refuses=refuses, grouped=True),
+        "triton": triton(
+            "sparse.infllm_v2:run",
+            refuses=lambda shape, mask: refuses(shape, mask) or twin_refuses(shape, mask),
+            grouped=True,
+        ),
     },
     auto=("triton", "chunk"),
     patterns=frozenset({"CS", "CC"}),

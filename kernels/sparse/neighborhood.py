@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gnomon.kernels import attend
 from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import EVERYTHING, Expr, Mask, meet
+from gnomon.kernels.mask import EVERYTHING, Bound, Expr, Mask, meet
 from gnomon.kernels.masks.atoms import part, residue
 from gnomon.kernels.masks.grid import windows
 from gnomon.kernels.masks.tokens import AXES
@@ -66,9 +66,9 @@ def neighborhood(
 ) -> Result:
     """q (B,T,H,D), k (B,T,Hk,D), v (B,T,Hk,V) -> o (B,T,H,V); T is the grid (x), (y, x) or (t, y, x) in raster order.
 
-    Options are per axis. The grid may be left out when `mask` has tokens with coordinates.
+    Options are per axis. Where `mask` has tokens with coordinates, these are the grid, and none need be given.
     """
-    mine = rule(grid, window, stride=stride, dilation=dilation, causal=causal)
+    mine = rule(None if isinstance(mask, Bound) else grid, window, stride=stride, dilation=dilation, causal=causal)
     return OP.run(impl, q, k, v, mask=meet(mine, mask, grid=grid, device=q.device), scale=scale)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from gnomon.kernels import attend
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example
-from gnomon.kernels.mask import Expr, Mask, View, meet
+from gnomon.kernels.mask import Bound, Everything, Expr, Mask, View, meet
 from gnomon.kernels.masks.atoms import power_of_two, sink
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
@@ -57,8 +57,9 @@ def power(
 
     block  tokens per block; local: nearest blocks that are all visible; first: blocks of the beginning that stay so
     """
-    if mask is None:
-        raise refuse("power", "mask None lets tokens see the future", "pass mask=CAUSAL")
+    if mask is None or isinstance(mask.expr if isinstance(mask, Bound) else mask, Everything):
+        given = "None" if mask is None else "EVERYTHING"
+        raise refuse("power", f"mask {given} lets tokens see the future", "pass mask=CAUSAL")
     mask = meet(rule(block=block, local=local, first=first), mask)
     return OP.run(impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
 

@@ -20,11 +20,14 @@ from torch import Tensor
 from gnomon.kernels import attend
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import Bound, Expr, Mask, Or, meet
+from gnomon.kernels.mask import Bound, Expr, Mask, Or, kept, meet
 from gnomon.kernels.masks.atoms import band, k_is, table
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+
+ACROSS_IMAGES = True
+"""In decoders the rule holds between images, too: they are its frames."""
 
 
 def reach(distance: int, size: int, *, decay: float = 1.0, block: int = 128) -> float | None:
@@ -78,7 +81,7 @@ def radial(
     return OP.run(impl, q, k, v, mask=mask, scale=scale)
 
 
-@lru_cache(maxsize=32)
+@kept
 def _on_video(rule: Expr, grid: tuple[int, int, int], device: torch.device) -> Bound:
     tokens = Tokens.grid(*grid, device=device)
     return rule.on(tokens.having(place=tokens["y"] * grid[2] + tokens["x"]))

@@ -22,6 +22,9 @@ from gnomon.kernels.masks.groups import groups
 from gnomon.kernels.op import Impl, Op, Result, Shape, State
 from gnomon.kernels.sparse.base import AUTO, IMPLS
 
+ONLY_TRAINING = True
+"""Decoders are trained with it, and read with softmax attention."""
+
 
 def rule(group: int, heads: int) -> Expr:
     return by_head({range(heads // 2): part("p", group)}, part("p", group, group // 2))
@@ -42,7 +45,7 @@ def s2(
 
     group  tokens; a quarter of the sequence when left out
     """
-    length, heads = k.shape[1], max(q.shape[2], k.shape[2])
+    length, heads = k.shape[1], max(x.shape[2] for x in (q, k, v))
     if q.shape[1] != length:
         raise refuse("s2", f"{q.shape[1]} queries for {length} keys", "use exact attention for decoding")
     if heads < 2:
@@ -65,6 +68,9 @@ def halves(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state:
 
 
 def halves_refuse(shape: Shape, mask: Bound) -> str | None:
+    half = [tuple(range(shape.heads // 2))]
+    if any(isinstance(f, ByHead) and [heads for heads, _ in f.branches] != half for f in _factors(mask)):
+        return "the mask tells apart other heads than the two halves"
     if any(groups(bound) is None for bound in _branches(mask)):
         return "the mask is no equivalence on each half of the heads"
     return None
@@ -73,13 +79,16 @@ def halves_refuse(shape: Shape, mask: Bound) -> str | None:
 def _branches(mask: Bound) -> tuple[Bound, ...]:
     """The mask of the first heads and of the others; kept with the mask of all."""
     if "halves" not in mask.cache:
-        factors = mask.expr.factors() if isinstance(mask.expr, And) else [mask.expr]
-        both = [factor for factor in factors if not isinstance(factor, ByHead)]
-        each = [factor for factor in factors if isinstance(factor, ByHead)]
+        both = [factor for factor in _factors(mask) if not isinstance(factor, ByHead)]
+        each = [factor for factor in _factors(mask) if isinstance(factor, ByHead)]
         first = And((*both, *(factor.branches[0][1] for factor in each)))
         second = And((*both, *(factor.otherwise for factor in each)))
         mask.cache["halves"] = tuple(Bound(expr, mask.q, mask.k) for expr in (first, second))
     return mask.cache["halves"]
+
+
+def _factors(mask: Bound) -> list[Expr]:
+    return mask.expr.factors() if isinstance(mask.expr, And) else [mask.expr]
 
 
 OP = Op(

@@ -21,6 +21,7 @@ from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
+from gnomon.kernels.sparse.base import twin_refuses
 
 FEATURES = {
     "softmax": lambda x: x.softmax(-1),
@@ -199,7 +200,7 @@ def _example(sizes: Sizes, **options: object) -> Example:
 
 OP = Op(
     name="sla",
-    impls={"reference": Impl(dense), "chunk": Impl(chunk), "triton": triton("sparse.sla:run")},
+    impls={"reference": Impl(dense), "chunk": Impl(chunk), "triton": triton("sparse.sla:run", refuses=twin_refuses)},
     auto=("triton", "chunk"),
     patterns=frozenset({"NS", "NC"}),
     handmade=frozenset({"triton"}),

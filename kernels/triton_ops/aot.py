@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import triton
@@ -24,6 +25,12 @@ CAPABILITIES = (80, 90, 100)
 
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Bytes of shared memory that one block of threads may have, by compute capability (CUDA's programming guide)."""
+
+
+@cache
+def constant_names(kernel: JITFunction) -> set[str]:
+    """A kernel's `tl.constexpr` arguments, whether it is compiled or interpreted."""
+    return {name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,10 @@ class Build:
     warps: int = 4
     stages: int = 2
     registers: int | None = None
+
+    def __post_init__(self) -> None:
+        missing = constant_names(self.kernel) - set(self.constants)
+        assert not missing, f"{self.kernel.__name__}: {sorted(missing)} are constants and have no value"
 
 
 @dataclass(frozen=True)

@@ -6,138 +6,23 @@ one of its paper is tested in its own file; here each member is held to its own 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from attending import MEMBERS, SPLIT, Call, accepts, calls, close, remembers, with_gradients
 from torch import Tensor
 
-from gnomon.kernels.example import Example, Sizes
-from gnomon.kernels.mask import CAUSAL, Bound, Mask, bind
+from gnomon.kernels.mask import CAUSAL, EVERYTHING, bind
 from gnomon.kernels.masks.tokens import Tokens
-from gnomon.kernels.members import Member, members
-from gnomon.kernels.op import Shape, State, recording
+from gnomon.kernels.members import Member
+from gnomon.kernels.op import Shape, recording
 
 # FlexAttention says that it is slow when it is not compiled; here it is only compared
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
-MEMBERS = members()
-SPLIT = 5
-
-
-@dataclass(frozen=True)
-class Call:
-    """One way to call one operator: an example of its own at given sizes, under one of its patterns."""
-
-    member: Member
-    pattern: str
-    example: Callable[[Sizes], Example]
-    label: str
-
-    @property
-    def causal(self) -> bool:
-        return self.pattern[0] == "C"
-
-    @property
-    def mask(self) -> Mask:
-        return CAUSAL if self.causal else None
-
-    def sizes(self, *, dtype: torch.dtype = torch.float64, batch: int = 2, key_heads: int = 4, seed: int = 0) -> Sizes:
-        grid = (3, 5) if self.member.op.grid else (13,)
-        keys = 15 if self.member.op.grid else 13
-        queries = keys if self.pattern[1] == "S" else 6
-        generator = torch.Generator().manual_seed(seed)
-        return Sizes(generator, dtype, batch, queries, keys, key_heads=key_heads, grid=grid)
-
-    def inputs(self, sizes: Sizes) -> Inputs:
-        example = self.example(sizes)
-        q, k, v = sizes.qkv()
-        given = [own if mine is None else mine for own, mine in zip((q, k, v), (example.q, example.k, example.v))]
-        return Inputs(dict(zip("qkv", given)), example, self)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    qkv: Mapping[str, Tensor]
-    example: Example
-    call: Call
-
-    def on_queries(self) -> dict[str, Tensor]:
-        return {"q": self.qkv["q"], **self.example.per_query}
-
-    def on_keys(self) -> dict[str, Tensor]:
-        return {"k": self.qkv["k"], "v": self.qkv["v"], **self.example.per_key}
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {**self.on_queries(), **self.on_keys(), **self.example.parameters}
-
-    def run(self, tensors: Mapping[str, Tensor] | None = None, **how: object) -> tuple[Tensor, State | None]:
-        arguments = {**self.tensors(), **(tensors or {}), **self.example.options, "mask": self.call.mask, **how}
-        q, k, v = (arguments.pop(name) for name in "qkv")
-        return self.call.member.function(q, k, v, **arguments)
-
-    def cut(self, start: int, stop: int) -> dict[str, Tensor]:
-        return {name: x[:, start:stop] for name, x in {**self.on_queries(), **self.on_keys()}.items()}
-
-    def able(self, impl: str, *, grad: bool, mask: Mask = None) -> bool:
-        """Whether an implementation takes this call; the rest of the record is not asked."""
-        q, k, v = self.qkv.values()
-        shape = Shape(
-            len(q),
-            q.shape[1],
-            k.shape[1],
-            q.shape[2],
-            k.shape[2],
-            q.shape[3],
-            v.shape[3],
-            self.call.causal,
-            q.dtype,
-            grad=grad,
-        )
-        bound = mask if isinstance(mask, Bound) else bind(self.call.mask, q.shape[1], k.shape[1])
-        return self.call.member.op.impls[impl].refuses(shape, bound) is None
-
-
-def calls(only: str = "NS CS NC CC", *, needs: Callable[[Member], bool] = lambda member: True) -> pytest.MarkDecorator:
-    found = []
-    for member in filter(needs, MEMBERS):
-        for label, example in {"": member.op.example, **member.op.variants}.items():
-            found += [Call(member, p, example, label) for p in only.split() if p in member.op.patterns]
-    names = [f"{c.member.family}-{c.member.op.name}{'-' + c.label if c.label else ''}-{c.pattern}" for c in found]
-    return pytest.mark.parametrize("call", found, ids=names)
-
-
-def accepts(name: str) -> Callable[[Member], bool]:
-    return lambda member: name in inspect.signature(member.function).parameters
-
-
-def remembers(member: Member) -> bool:
-    return member.op.state is not None or member.op.cache
-
-
-def with_gradients(inputs: Inputs, **how: object) -> tuple[Tensor, State | None, dict[str, Tensor]]:
-    """Outputs, and the gradients of a random projection of outputs and final state."""
-    leaves = {
-        name: x.detach().clone().requires_grad_(x.dtype.is_floating_point) for name, x in inputs.tensors().items()
-    }
-    o, state = inputs.run(leaves, **how)
-    generator = torch.Generator().manual_seed(1)
-    results = [o, *((state or {}).values())]
-    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)).sum() for x in results)
-    wanted = {name: x for name, x in leaves.items() if x.requires_grad}
-    given = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-    return (
-        o.detach(),
-        state,
-        {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(wanted.items(), given)},
-    )
-
-
-def close(a: object, b: object, tolerance: float = 1e-9) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_members_are_found():
@@ -160,6 +45,23 @@ def test_every_implementation_equals_the_reference(call: Call):
                     close(theirs[1], state)
             elif inputs.able(impl, grad=False):
                 close(inputs.run(impl=impl)[0], o)
+
+
+@calls()
+def test_heads_of_different_numbers(call: Call):
+    """Fewer of some than of others is what repeating them gives, also where the values have most; or is refused."""
+    inputs = call.inputs(call.sizes(batch=1))
+    for numbers in ((4, 2, 1), (4, 1, 2), (2, 2, 4), (2, 4, 4)):
+        few = {name: inputs.qkv[name][:, :, :n] for name, n in zip("qkv", numbers)}
+        wide = {name: x.repeat_interleave(4 // x.shape[2], 2) for name, x in few.items()}
+        for impl in call.member.op.impls:
+            if inputs.able(impl, grad=False):
+                try:
+                    o, _ = inputs.run(few, impl=impl)
+                except ValueError as told:
+                    assert str(told).startswith(f"{call.member.op.name}: ") and "heads" in str(told)
+                else:
+                    close(o, inputs.run(wide, impl="reference")[0])
 
 
 @calls()
@@ -245,6 +147,54 @@ def test_padding_does_not_leak(call: Call):
                 assert g is None or bool((g[~valid] == 0).all()), f"padding of {name} has a gradient"
 
 
+@calls("NS CS", needs=accepts("cu_seqlens"))
+def test_nothing_but_padding(call: Call):
+    """Zeros with gradients of zeros, and the states of no sequence."""
+    inputs = call.inputs(call.sizes())
+    whole, state = inputs.run()
+    padding = Tokens.padded(torch.zeros(2, whole.shape[1], dtype=torch.bool))
+    mask = (CAUSAL if call.causal else EVERYTHING).on(padding)
+    for impl in call.member.op.impls:
+        if inputs.able(impl, grad=True, mask=mask):
+            moving = {**inputs.on_queries(), **inputs.on_keys()}
+            leaves = {name: torch.full_like(x, torch.nan).requires_grad_() for name, x in moving.items()}
+            o, empty = inputs.run(leaves, mask=mask, impl=impl)
+            assert o.shape == whole.shape and not bool(o.any())
+            for name, g in zip(leaves, torch.autograd.grad(o.sum(), list(leaves.values()))):
+                assert not bool(g.any()), f"{impl}: {name} has a gradient"
+            if call.member.op.state is not None and state is not None:
+                assert {name: x.shape for name, x in empty.items()} == {n: (0, *x.shape[1:]) for n, x in state.items()}
+
+
+@calls("CS", needs=lambda member: not member.op.masks)
+def test_queries_elsewhere_than_the_keys_are_refused(call: Call):
+    """An operator that follows no mask takes the queries for the last of the keys; tokens that say so are welcome."""
+    inputs = call.inputs(call.sizes(batch=1))
+    o, _ = inputs.run()
+    length = o.shape[1]
+    keys = Tokens.line(length)
+    close(inputs.run(mask=CAUSAL.on(Tokens.line(length), keys))[0], o)
+    wrong: list[dict[str, object]] = [{"mask": CAUSAL.on(Tokens.line(length, start=SPLIT), keys)}]
+    if accepts("cu_seqlens")(call.member):
+        wrong.append({"cu_seqlens": (torch.tensor([0, 2, length]), torch.tensor([0, 3, length]))})
+    for how in wrong:
+        with pytest.raises(ValueError, match=rf"^{call.member.op.name}: .*(cross|not the last of the keys)"):
+            inputs.run(**how)
+
+
+@calls("CS", needs=lambda member: member.op.state is not None)
+def test_a_state_of_another_type_is_refused(call: Call):
+    """It would decide in which type the call computes. A narrow call keeps, and takes, a float32 state."""
+    for dtype, other in ((torch.float64, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, None)):
+        inputs = call.inputs(call.sizes(dtype=dtype))
+        _, state = inputs.run(impl="reference")
+        inputs.run(state=state)
+        assert {x.dtype for x in state.values()} == {torch.promote_types(dtype, torch.float32)}
+        wrong = {name: x.to(other or dtype) for name, x in state.items()}
+        with pytest.raises(ValueError, match=rf"^{call.member.op.name}: state '\w+' is {other or dtype}; convert"):
+            inputs.run(state=wrong)
+
+
 @calls("CS")
 def test_causal(call: Call):
     """The first outputs have exactly no gradient in anything later."""
@@ -275,6 +225,17 @@ def test_handmade_gradients(call: Call):
                 return (o, *(x for x in (state or {}).values() if x.requires_grad))
 
             assert torch.autograd.gradcheck(run, tuple(leaves.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.op.name)
+def test_twins_are_there(member: Member):
+    """What is imported only on a GPU can be imported without one."""
+    assert member.op.handmade <= set(member.op.impls)
+    for name, impl in member.op.impls.items():
+        assert (name == "triton") == (impl.twin is not None)
+        if impl.twin is not None:
+            module, _, function = impl.twin.partition(":")
+            assert callable(getattr(importlib.import_module(f"gnomon.kernels.triton_ops.{module}"), function))
 
 
 @calls()
@@ -308,6 +269,8 @@ def test_refusals(call: Call):
         {"q": q[0]},
         {"scale": float("nan")},
     ]
+    if accepts("cu_seqlens")(call.member):
+        wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:
         tensors = {name: x for name, x in change.items() if isinstance(x, Tensor)}
         how = {name: x for name, x in change.items() if not isinstance(x, Tensor)}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from gnomon.kernels.op import Result, State
-from gnomon.kernels.triton_ops.aot import Build
+from gnomon.kernels.triton_ops.aot import Build, constant_names
 from gnomon.kernels.triton_ops.linear import decode
 from gnomon.kernels.triton_ops.linear.inside import key_gradients, outputs, value_gradients
 from gnomon.kernels.triton_ops.linear.scan import state_gradients, states
@@ -195,6 +195,8 @@ class Launch:
 
     def __call__(self, kernel: triton.JITFunction, tensors: Mapping[str, Tensor], **more: object) -> None:
         fixed = {**self.fixed, **sizes(kernel, self.fixed), **more}
+        missing = constant_names(kernel) - set(fixed)
+        assert not missing, f"{kernel.__name__}: {sorted(missing)} would be compiled anew for each q"
         # what a variant does not read may be anything
         q = self.given["q"]
         given = {**dict.fromkeys(kernel.arg_names, q), **self.given, **tensors, **fixed}

@@ -91,9 +91,8 @@ def fade(q, k, g, qs, ks, ke, a, e, carry, starts, stops, length, heads, levels,
 
 @triton.jit
 def fade_gradients(q, k, g, da, de, dqs, dks, dke, dcarry, dq, dk, dg, starts, stops, length, heads,
-                   levels, K: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK: tl.constexpr, LEVELS: tl.constexpr,
-                   DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
-                   ACC: tl.constexpr):  # fmt: skip
+                   levels, K: tl.constexpr, BLOCK_K: tl.constexpr, CHUNK: tl.constexpr, DELTA: tl.constexpr,
+                   PACKED: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """Of q, k and g, from those of all that `fade` makes."""
     tiles: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     number, column = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK_K

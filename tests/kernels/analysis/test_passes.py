@@ -82,6 +82,24 @@ def test_what_running_values_cannot_mend():
     assert passes(SCORES + "A[m,p] = SN[m,p] / SD[p]", running=True) == 3
 
 
+def test_rows_and_columns_are_two_passes():
+    """What is summed over the queries cannot be mended once each of them has its sum: the columns wait for the rows."""
+    rows = "QK[m,p] = Q[e,p] * K[e,m]\nR[p] = sum(QK[m,p])\nA[m,p] = QK[m,p] / R[p]\n"
+    cascade = rows + "C[m] = sum(A[m,p])\nB[m,p] = A[m,p] / C[m]\nO[f,p] = B[m,p] * V[f,m]"
+    assert passes(cascade) == passes(cascade, running=True) == 2
+    assert passes(rows.replace("A[m,p]", "C[m]") + "O[f] = C[m] * V[f,m]", running=True) == 2
+    # without the columns, or with their sum over the keys, too, the rows can wait
+    assert passes(rows + "O[f,p] = A[m,p] * V[f,m]", running=True) == 1
+    assert passes(rows + "C[f] = A[m,p] * V[f,m]", running=True) == 1
+
+
+def test_the_order_of_products_matters():
+    """A shift of each channel can be mended in sums over the keys, not in scores that add the channels up."""
+    features = "GM[e] = max(K[e,m])\nF[e,m] = exp(K[e,m] - GM[e])\n"
+    assert passes(features + "S[e,f] = F[e,m] * V[f,m]\nO[f,p] = Q[e,p] * S[e,f]", running=True) == 1
+    assert passes(features + "L[m,p] = Q[e,p] * F[e,m]\nO[f,p] = L[m,p] * V[f,m]", running=True) == 2
+
+
 def test_another_rank_is_another_matter():
     cascade = "A[e] = sum(Q[e,p])\nL[m] = A[e] * K[e,m]\nO[p] = Q[e,p] * A[e]"
     assert passes(cascade, rank="m") == 1 and passes(cascade, rank="p") == 2
@@ -91,7 +109,7 @@ def test_two_sets_of_keys_are_read_once_each():
     assert passes("Z[e] = sum(K[e,m])\nO[f] = Z[e] * V[e,f,m]") == 1
 
 
-@pytest.mark.parametrize("line", ["O[p] = ", "A[m] B[m]", "O[p] = log(A[m,p])", "O[p] = A[m,p] ^ B[m]"])
+@pytest.mark.parametrize("line", ["O[p] = ", "A[m] B[m]", "O[p] = log(A[m,p])", "O[p] = A[m,p] ^ B[m]", "", "\n \n"])
 def test_unreadable(line):
     with pytest.raises(ValueError, match=r"^passes: "):
         passes(line)

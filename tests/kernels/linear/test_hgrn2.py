@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gnomon.kernels.linear.hgrn2 import hgrn2, lower_bounds
+from gnomon.kernels.linear.hgrn2 import gate, hgrn2, lower_bounds
 from gnomon.kernels.mask import CAUSAL
 
 IMPLS = ["reference", "recurrent", "chunk"]
@@ -48,7 +48,23 @@ def test_lower_bounds_rise():
     assert bool((bounds.diff(dim=0) > 0).all()) and bool((bounds[0] == 0).all()) and bool((bounds < 1).all())
 
 
-def test_bound_of_zero_has_a_gradient():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradient_of_a_bound_of_zero(impl):
+    """Finite differences: the first layer of `lower_bounds` stands there."""
+    q, k, v = torch.randn(3, 1, 6, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lower = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda lower: hgrn2(q, k, v, lower=lower, mask=CAUSAL, impl=impl)[0], lower)
+
+
+def test_what_a_bound_leaves_of_small_keys_is_exact():
+    """Of a state a token of 1 - f = 0.75 * 3e-7 takes that, and not what float32 makes of f."""
+    k, lower = torch.full((1, 1, 1, 1), 15.0), torch.tensor([[0.25]])
+    log_f, key = gate(k, lower)
+    torch.testing.assert_close(log_f.item(), math.log1p(-0.75 / (1 + math.exp(15))), rtol=1e-5, atol=0)
+    torch.testing.assert_close(key.item(), 0.75 / (1 + math.exp(15)), rtol=1e-5, atol=0)
+
+
+def test_bound_of_zero_has_a_finite_gradient():
     lower = torch.zeros(1, 2, requires_grad=True)
     x = torch.randn(1, 5, 1, 2, generator=torch.Generator().manual_seed(0))
     o, _ = hgrn2(x, -200 * x.abs(), x, lower=lower, mask=CAUSAL)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gnomon.kernels.linear.lolcats import lolcats
 from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.masks.tokens import Tokens
 
 IMPLS = ["reference", "chunk"]
 
@@ -75,6 +76,33 @@ def test_state_does_not_grow():
         assert state["k"].shape[1] == state["v"].shape[1] == min(t + 1, 7)
     whole, _ = lolcats(q, k, v, factor=factor, window=8, mask=CAUSAL)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_cross(impl):
+    """A window over everything is softmax: of the last 3 of 6, and packed, the last 1 of 2 and 2 of 4."""
+    q, k, v = draw(1, 3, 2, 4), draw(1, 6, 2, 4, seed=1), draw(1, 6, 2, 4, seed=2)
+    keys = Tokens.line(6)
+    packed = Tokens.packed(torch.tensor([0, 2, 6]))
+    last = packed.take(torch.tensor([1, 4, 5]))
+    for mask in (CAUSAL.on(keys.take(slice(3, 6)), keys), CAUSAL.on(last, packed)):
+        o, _ = lolcats(q, k, v, factor=draw(2), mask=mask, impl=impl)
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        softmax = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask.dense())
+        torch.testing.assert_close(o, softmax.transpose(1, 2))
+
+
+def test_queries_that_are_not_the_last_keys():
+    q, k, factor = draw(1, 3, 2, 4), draw(1, 6, 2, 4, seed=1), draw(2)
+    message = r"^lolcats: queries at 0 to 2 are not the last of the keys at 0 to 5; take their tokens"
+    with pytest.raises(ValueError, match=message):
+        lolcats(q, k, k, factor=factor, mask=CAUSAL.on(Tokens.line(3), Tokens.line(6)))
+    for cuts in ([0, 1, 3], [0, 2, 3]):
+        with pytest.raises(ValueError, match=r"^lolcats: queries at 0 to 1 are not the last of the keys at 0 to 4"):
+            lolcats(q, k, k, factor=factor, mask=CAUSAL, cu_seqlens=(torch.tensor(cuts), torch.tensor([0, 1, 6])))
+    shuffled = Tokens.line(6).take(torch.tensor([2, 0, 1, 3, 4, 5]))
+    with pytest.raises(ValueError, match=r"^lolcats: positions do not rise along the tokens"):
+        lolcats(q, k, k, factor=factor, mask=CAUSAL.on(shuffled.take(slice(3, 6)), shuffled))
 
 
 def test_wrong_calls():

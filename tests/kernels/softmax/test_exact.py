@@ -63,6 +63,15 @@ def test_a_row_that_sees_nothing_is_zero(impl):
     assert all(bool(g.isfinite().all()) for g in gradients) and not bool(gradients[0][:, 0].any())
 
 
+@pytest.mark.parametrize("impl", ["reference", "chunk", "sdpa"])
+def test_where_nobody_sees_anything_gradients_are_zero(impl):
+    q, k, v = qkv(5)
+    o, _ = exact(q, k, v, mask=torch.zeros(1, 1, 5, 5, dtype=torch.bool), impl=impl)
+    assert not bool(o.any())
+    for g in torch.autograd.grad(o.sum(), (q, k, v)):
+        assert not bool(g.any())
+
+
 def test_auto_uses_groups_where_the_mask_is_an_equivalence():
     q, k, v = qkv()
     with recording() as choices:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.softmax.exact import exact
 from gnomon.kernels.softmax.grouped_differential import grouped_differential, initial, learned
 
 
@@ -43,6 +44,26 @@ def test_ratio_one_is_the_differential_transformer():
             maps.append((q[0, :, head] @ k[0, :, head].T / 2).softmax(-1))
         values = torch.cat([v[0, :, 2 * pair], v[0, :, 2 * pair + 1]], -1)
         torch.testing.assert_close(o[0, :, pair], (maps[0] - 0.3 * maps[1]) @ values)
+
+
+@pytest.mark.parametrize("impl, near", [("reference", 0.002), ("auto", 0.05)])
+def test_bfloat16_subtracts_in_float32(impl, near):
+    """Two maps that are almost the same: what is left of them is rounded once; `auto` rounds each map before, too."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 64, heads, 32) for heads in (8, 4, 4))
+    q[:, :, 1::2] = q[:, :, 0::2] + 0.05 * torch.randn(1, 64, 4, 32)
+    k[:, :, 1::2] = k[:, :, 0::2]
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    amount = torch.tensor(0.951)
+    o, state = grouped_differential(*narrow, amount=amount, mask=CAUSAL, impl=impl)
+    assert o.dtype == state["k"].dtype == torch.bfloat16
+    truth, _ = grouped_differential(*(x.double() for x in narrow), amount=amount.double(), mask=CAUSAL)
+    assert float((o.double() - truth).norm() / truth.norm()) < near
+    if impl == "auto":
+        signal, noise = (
+            exact(narrow[0][:, :, n::2], narrow[1][:, :, n::2], both(narrow[2]), mask=CAUSAL)[0].float() for n in (0, 1)
+        )
+        assert torch.equal(o, (signal - amount * noise).bfloat16())
 
 
 def test_equal_maps_leave_the_rest():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.mask import CAUSAL, EVERYTHING
 from gnomon.kernels.sparse.blockrank import blockrank
 
 BLOCKS = torch.tensor([0] * 3 + [1] * 4 + [2] * 5 + [3] * 2 + [4] * 3)
@@ -58,5 +58,7 @@ def test_refusals():
     q, k, v = qkv()
     with pytest.raises(ValueError, match=r"^blockrank: mask None lets tokens see the future"):
         blockrank(q, k, v, blocks=BLOCKS)
+    with pytest.raises(ValueError, match=r"^blockrank: mask EVERYTHING lets tokens see the future"):
+        blockrank(q, k, v, blocks=BLOCKS, mask=EVERYTHING)
     with pytest.raises(ValueError, match=r"^blockrank: blocks of \(5,\) for 17 keys"):
         blockrank(q, k, v, blocks=BLOCKS[:5], mask=CAUSAL)

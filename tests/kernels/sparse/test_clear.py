@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gnomon.kernels.mask import EVERYTHING
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.sparse.clear import clear, rule
 
@@ -30,6 +31,14 @@ def test_text_sees_and_is_seen_by_everything(seen):
     shown = seen(lambda q, k, v, **how: clear(q, k, v, mask=rule(1).on(tokens), **how), 23, radius=1)
     assert bool(shown[:3].all()) and bool(shown[:, :3].all())
     assert torch.equal(shown[3:, 3:], torch.eye(20, dtype=torch.bool))
+
+
+def test_images_do_not_see_each_other(seen):
+    tokens = Tokens.join([Tokens.grid(2, 2), Tokens.line(1), Tokens.grid(2, 2, item=1)])
+    shown = seen(clear, 9, radius=1, mask=EVERYTHING.on(tokens))
+    expected = torch.eye(9, dtype=torch.bool)
+    expected[4], expected[:, 4] = True, True
+    assert torch.equal(shown, expected)
 
 
 def test_the_scale_grows_with_the_length():

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from gnomon.kernels.mask import EVERYTHING
+from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import recording
 from gnomon.kernels.sparse.neighborhood import neighborhood
 
@@ -91,6 +93,14 @@ def test_dilation_is_the_neighborhood_on_each_residue():
     for r in range(4):
         part = [x[:, r::4] for x in (q, k, v)]
         torch.testing.assert_close(o[:, r::4], neighborhood(*part, grid=(part[0].shape[1],), window=(3,))[0])
+
+
+@pytest.mark.parametrize("tokens", [Tokens.grid(8, 8), Tokens.join([Tokens.grid(4, 4), Tokens.grid(6, 8, item=1)])])
+def test_tokens_of_the_mask_know_the_grid_better(seen, tokens):
+    """On its own grid (4, 4) the window is everything, on theirs it is not."""
+    how = {"window": (4, 4), "mask": EVERYTHING.on(tokens)}
+    shown = seen(neighborhood, 64, grid=(4, 4), **how)
+    assert not bool(shown.all()) and torch.equal(shown, seen(neighborhood, 64, **how))
 
 
 def test_wrong_windows_are_refused():

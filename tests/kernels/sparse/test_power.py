@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.mask import CAUSAL, EVERYTHING
+from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.sparse.power import power
 
 
@@ -35,3 +36,6 @@ def test_without_a_mask_it_is_refused():
     q = torch.randn(1, 8, 1, 4)
     with pytest.raises(ValueError, match=r"^power: mask None lets tokens see the future; pass mask=CAUSAL"):
         power(q, q, q)
+    for mask in (EVERYTHING, EVERYTHING.on(Tokens.line(8))):
+        with pytest.raises(ValueError, match=r"^power: mask EVERYTHING lets tokens see the future; pass mask=CAUSAL"):
+            power(q, q, q, mask=mask)

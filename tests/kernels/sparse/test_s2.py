@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.mask import CAUSAL, by_head
+from gnomon.kernels.masks.atoms import part
 from gnomon.kernels.op import recording
 from gnomon.kernels.sparse.s2 import s2
 
@@ -34,6 +35,30 @@ def test_groups_are_chosen_and_heads_of_keys_stay_whole():
     assert choices[0].used == "group"
     wide = [x.repeat_interleave(2, 2) for x in (k, v)]
     torch.testing.assert_close(o, s2(q, *wide, mask=CAUSAL, group=8, impl="reference")[0])
+
+
+@pytest.mark.parametrize("heads", [(0,), (0, 1), (1, 3)])
+def test_heads_that_the_mask_tells_apart(heads):
+    """The caller's heads are its own, be they the halves or others; here each rule of theirs is within the group."""
+    q, k, v = qkv(8)
+    with recording() as choices:
+        o, _ = s2(q, k, v, group=8, mask=CAUSAL & by_head({heads: part("p", 2)}, part("p", 4)))
+    assert (choices[0].used == "group") == (heads == (0, 1))
+    for head in range(4):
+        size = 2 if head in heads else 4
+        for a in range(0, 8, size):
+            both = [x[:, a : a + size, head : head + 1].transpose(1, 2) for x in (q, k, v)]
+            truth = scaled_dot_product_attention(*both, is_causal=True).transpose(1, 2)
+            torch.testing.assert_close(o[:, a : a + size, head : head + 1], truth)
+
+
+@pytest.mark.parametrize("impl", ["reference", "group", "tile"])
+def test_more_heads_of_values(impl):
+    """The halves are those of the outputs."""
+    q, k, v = (torch.randn(1, 12, heads, 8, dtype=torch.float64) for heads in (2, 2, 4))
+    wide = [x.repeat_interleave(2, 2) for x in (q, k)]
+    o, _ = s2(q, k, v, mask=CAUSAL, group=4, impl=impl)
+    torch.testing.assert_close(o, s2(*wide, v, mask=CAUSAL, group=4, impl="reference")[0])
 
 
 def test_the_beginning_does_not_see_the_end(seen):

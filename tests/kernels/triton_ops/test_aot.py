@@ -42,6 +42,11 @@ def test_an_argument_left_out_is_told():
         report(Build(copy, TYPES, {"BLOCK": 128}), 90)
 
 
+def test_a_constant_among_the_types_is_told():
+    with pytest.raises(AssertionError, match=r"copy: .*\['BLOCK'\]"):
+        Build(copy, {**TYPES, "n": "i32", "BLOCK": "i32"}, {})
+
+
 @pytest.mark.gpu
 def test_the_report_is_what_the_driver_says():
     x = torch.zeros(128, 128, device="cuda")

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+import triton
+import triton.language as tl
 
 from gnomon.kernels.triton_ops.aot import CAPABILITIES
-from gnomon.kernels.triton_ops.linear.core import builds
+from gnomon.kernels.triton_ops.linear.core import SIZES, Launch, builds
 
 RUN = Path(__file__).with_name("interpreted_core.py")
 
@@ -17,6 +20,20 @@ def test_equals_the_recurrence(apart):
 @pytest.mark.gpu
 def test_equals_the_recurrence_on_a_gpu(apart):
     apart(RUN, interpret=False)
+
+
+@triton.jit
+def forgotten(q, o, SPARE: tl.constexpr):
+    pass
+
+
+def test_a_launch_fixes_every_constant(monkeypatch):
+    """What it does not know it fills with a tensor, and a kernel would be compiled anew for each."""
+    monkeypatch.setitem(SIZES, forgotten, (16, 16, 4, 1))
+    q = torch.zeros(1, 4, 1, 16)
+    call = Launch.of(q, q, q, None, None, torch.zeros(1, 1, 16, 16), 1.0, None)
+    with pytest.raises(AssertionError, match=r"forgotten: .*\['SPARE'\]"):
+        call(forgotten, {})
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,30 @@ def test_infllm_v2():
     torch.testing.assert_close(o, whole[:, 21:], rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda q, impl: neighborhood(q, q, q, grid=(5, 7), window=(3, 3), impl=impl),
+        lambda q, impl: sla(q, q, q, block_q=16, block_k=16, impl=impl),
+        lambda q, impl: infllm_v2(q, q, q, mask=CAUSAL, impl=impl, **INFLLM),
+    ],
+    ids=["neighborhood", "sla", "infllm_v2"],
+)
+def test_bfloat16(operator):
+    """The interpreter makes nonsense of its products: there another implementation is taken."""
+    torch.manual_seed(0)
+    q = torch.randn(1, 35, 1, 16, device=DEVICE).bfloat16()
+    with recording() as choices:
+        o, _ = operator(q, "auto")
+    assert (choices[0].used == "triton") == (not INTERPRETED)
+    torch.testing.assert_close(o, operator(q, "reference")[0], rtol=2e-2, atol=2e-2)
+    if INTERPRETED:
+        with pytest.raises(ValueError, match=r"interpreter has no products of bfloat16"):
+            operator(q, "triton")
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 1e-2)], ids=["float32", "float16"])
 def test_narrow_types(dtype, tolerance):
-    # not bfloat16: the interpreter, which counts with NumPy, has no products of it
     inputs = tensors((1, 40, 1, 16), (1, 40, 1, 16), (1, 40, 1, 16), (16, 16), dtype=dtype)
     how = {"block_q": 16, "block_k": 16, "critical": 0.34, "negligible": 0.0}
     agree(
