@@ -32,6 +32,16 @@ _OPTIONS: Mapping[str, Callable[[int, tuple[int, int]], dict[str, Any]]] = {
     "blockrank": lambda length, grid: {"blocks": torch.arange(length) // 128},
 }
 
+# With so few tokens as are checked these would hide nothing: options with which they do.
+_CHECKED: Mapping[str, Callable[[int, torch.dtype], dict[str, Any]]] = {
+    "power": lambda length, dtype: {"block": length // 16},
+    "blockrank": lambda length, dtype: {"blocks": torch.arange(length) // (length // 8)},
+    # the forced blocks alone in low precision: its means are rounded, so that the reference would choose others
+    "infllm_v2": lambda length, dtype: {
+        "dense_length": 0, "block": length // 8, "local": 1, "top": 4 if dtype == torch.float32 else 3
+    },
+}  # fmt: skip
+
 NARROW = {"based": 16}
 """Of operators that are for narrow queries and keys: how wide these are; values are as wide as everyone's."""
 
@@ -65,7 +75,8 @@ class Timed:
             o = self.output()
             if self._grad is None:
                 self._grad = torch.randn_like(o)
-            torch.autograd.grad(o, inputs, self._grad)
+            # what only selects has no gradient
+            torch.autograd.grad(o, inputs, self._grad, allow_unused=True)
         finally:
             for x in inputs:
                 x.requires_grad_(False)
@@ -74,12 +85,16 @@ class Timed:
 class Call(Timed):
     """Of one of our operators. Its numbers depend on the length and the dtype alone; `wide`: the same in float64.
 
+    other                  options in place of those that are timed
     qkv, tensors, options  what it is called with; chosen: what it ran as
     """
 
     def __init__(
-        self, member: Member, length: int, causal: bool, setting: Setting, impl: str, *, wide: bool = False
-    ) -> None:
+        self, member: Member, length: int, causal: bool, setting: Setting, impl: str, *, wide: bool = False,
+        other: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.member, self.causal = member, causal
+
         def put(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
@@ -88,7 +103,7 @@ class Call(Timed):
         qkv, tensors, options = _arguments(member, sizes(length, setting, NARROW.get(member.op.name)))
         self.qkv = [put(x) for x in qkv]
         self.tensors = {name: put(x) for name, x in tensors.items()}
-        self.options = {name: put(x) for name, x in options.items()}
+        self.options = {name: put(x) for name, x in {**options, **(other or {})}.items()}
         mask = CAUSAL if causal else None
 
         def output() -> Tensor:
@@ -104,6 +119,17 @@ class Call(Timed):
             found = super().forward()
         self.chosen = choices[0]
         return found
+
+
+def is_pattern(member: Member) -> bool:
+    """Softmax attention under a mask that depends on no data, and nothing else."""
+    return member.family == "sparse" and "flex" in member.op.impls
+
+
+def checks(member: Member, length: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Options that a check of so many tokens takes in place of those that are timed: none, and what makes it sparse."""
+    name = member.op.name
+    return [{}, _CHECKED[name](length, dtype)] if name in _CHECKED else [{}]
 
 
 def sizes(length: int, setting: Setting, width: int | None = None) -> Sizes:

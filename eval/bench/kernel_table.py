@@ -12,17 +12,20 @@ from gnomon.eval.bench.kernels import Timing
 from gnomon.kernels.analysis.roofline import Device
 
 COLUMNS = (
-    "operator", "implementation", "T", "forward ms", "with backward ms", "x dense", "x dense with backward", "TFLOP/s",
-    "GB/s", "of the floor", "passes", "error", "",
+    "operator", "implementation", "T", "density", "forward ms", "with backward ms", "x dense", "x dense with backward",
+    "TFLOP/s", "GB/s", "of the floor", "passes", "error", "",
 )  # fmt: skip
 
 NOTE = """\
 Times are medians; of calls over 0.2 s the faster of two, beyond --patience the only one.
+Density: pairs that a sparse operator sees, as a share of those of dense attention of the same causality (of SLA, by its
+softmax alone).
 x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
 TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
 time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at
 the measured ceilings, as a share of the forward time. Passes: over the keys. Error: largest difference from the float64
-reference at 256 tokens, as a share of the largest output; what is wrong is not timed."""
+reference at 256 tokens, as a share of the largest output; what is wrong is not timed. Operators that see everything at
+that length are checked with smaller sizes, too."""
 
 
 class Report:
@@ -76,6 +79,7 @@ def line(timing: Timing) -> str:
             t.operator + (", causal" if t.causal else ""),
             t.implementation,
             f"{t.length:,}",
+            "" if t.density is None else f"{t.density:.3g}",
             _number(t.forward, 1e3),
             _number(t.both, 1e3),
             _ratio(t.dense_forward, t.forward),

@@ -13,7 +13,8 @@ from typing import TypeVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gnomon.eval.bench.kernel_calls import NARROW, Call, Setting, Timed, sizes
+from gnomon.eval.bench.density import density
+from gnomon.eval.bench.kernel_calls import NARROW, Call, Setting, Timed, checks, sizes
 from gnomon.eval.bench.peers import Peer, peers
 from gnomon.kernels.analysis.passes import passes
 from gnomon.kernels.analysis.roofline import Device, estimate
@@ -35,6 +36,7 @@ TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 class Timing:
     """One operator at one length. Seconds are medians; `error` as for TOLERANCE; `note` says what is missing and why.
 
+    density            of sparse operators: the pairs they see, as a share of dense attention's
     operations, bytes  of a forward call, by the operator's record; floor: seconds that the device needs for them
     """
 
@@ -52,6 +54,7 @@ class Timing:
     floor: float | None = None
     limit: str = ""
     passes: int | None = None
+    density: float | None = None
     note: str = ""
 
     def account(self, op: Op, shape: Shape, mask: Bound | None, device: Device | None) -> None:
@@ -128,6 +131,7 @@ class _Bench:
         self.slow: dict[str, str] = {}
         self.told: set[str] = set()
         self.errors: dict[str, float] = {}
+        self.unseen: set[str] = set()
 
     def dense(self, length: int, causal: bool) -> Timing:
         timing = Timing("dense attention (SDPA)", "sdpa", length, causal)
@@ -155,13 +159,22 @@ class _Bench:
         if isinstance(ours, Call) and ours.chosen is not None:
             timing.implementation = ours.chosen.used
             timing.account(member.op, ours.chosen.shape, ours.chosen.mask, self.device)
-        if timing.forward is not None and (narrow := NARROW.get(member.op.name)):
-            timing.note = f"queries and keys {narrow} wide{timing.note and '; '}{timing.note}"
+            timing.density = density(ours)
+            timing.note = "; ".join(filter(None, [*self._told(member, timing), timing.note]))
         yield timing
         if not isinstance(ours, Call) or ours.chosen is None:
             return
         for peer in peers(member, causal, self.setting.device) if self.others else ():
             yield from self._peer(peer, member, ours, timing)
+
+    def _told(self, member: Member, timing: Timing) -> Iterator[str]:
+        """What there is to say of a row that has been timed."""
+        if narrow := NARROW.get(member.op.name):
+            yield f"queries and keys {narrow} wide"
+        if timing.density == 1:
+            yield "dense at this length"
+        elif timing.density is not None and _key(member, None, timing.implementation) in self.unseen:
+            yield f"checked where it is dense, at {CHECKED} tokens"
 
     def _peer(self, peer: Peer, member: Member, ours: Call, beside: Timing) -> Iterator[Timing]:
         timing = Timing(beside.operator, peer.name, beside.length, beside.causal, note=peer.absent or "")
@@ -178,30 +191,37 @@ class _Bench:
 
         if self._time(timing, make, name) is not None:
             timing.operations, timing.bytes, timing.floor = beside.operations, beside.bytes, beside.floor
-            timing.limit = beside.limit
+            timing.limit, timing.density = beside.limit, beside.density
         yield timing
 
     def _error(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
         """The largest difference from the float64 reference on the same numbers, as a share of the largest output."""
-        key = f"{member.family}/{member.op.name} {peer.name if peer else impl}"
+        key = _key(member, peer, impl)
         if key not in self.errors:
             self.errors[key] = self._difference(member, causal, peer, impl)
         return self.errors[key]
 
     def _difference(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
-        try:
-            truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True).forward()
-            call = Call(member, CHECKED, causal, self.setting, impl)
-            found = call.forward()
-        except ValueError as error:
-            raise ValueError(f"its check at {CHECKED} tokens: {error}") from error
-        if peer is not None:
+        errors, shares = [], []
+        for other in checks(member, CHECKED, self.setting.dtype):
             try:
-                found = Timed(peer.prepare(call), ()).forward()
-            except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-                # another version of a package than we know may fail in any of these ways
-                raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
-        return float((found.double() - truth).abs().max() / truth.abs().max())
+                truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True, other=other).forward()
+                call = Call(member, CHECKED, causal, self.setting, impl, other=other)
+                found = call.forward()
+            except ValueError as error:
+                raise ValueError(f"its check at {CHECKED} tokens: {error}") from error
+            if peer is not None:
+                try:
+                    found = Timed(peer.prepare(call), ()).forward()
+                except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+                    # another version of a package than we know may fail in any of these ways
+                    raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
+            errors.append((found.double() - truth).abs().max() / truth.abs().max())
+            shares.append(density(call))
+        if all(share == 1 for share in shares):
+            self.unseen.add(_key(member, peer, impl))
+        # torch's maximum: NaN is the largest of all
+        return float(torch.stack(errors).max())
 
     def _time(self, timing: Timing, make: Callable[[], Timed], name: str) -> Timed | None:
         """Fills in seconds and note of what `make` has begun and checked; None if it could not even be called."""
@@ -243,6 +263,11 @@ def _begun(call: AnyTimed) -> AnyTimed:
     """The first call chooses, compiles and makes what is kept with a mask."""
     call.forward()
     return call
+
+
+def _key(member: Member, peer: Peer | None, impl: str) -> str:
+    """What one check is for."""
+    return f"{member.family}/{member.op.name} {peer.name if peer else impl}"
 
 
 def _line(error: Exception) -> str:

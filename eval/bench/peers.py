@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from gnomon.eval.bench.kernel_calls import Call
+from gnomon.eval.bench.kernel_calls import Call, is_pattern
 from gnomon.kernels.masks.flex import block_mask
 from gnomon.kernels.members import Member
 
@@ -47,8 +47,7 @@ _LINEAR: dict[str, tuple[str, str, dict[str, str], dict[str, object]]] = {
 def peers(member: Member, causal: bool, device: torch.device) -> list[Peer]:
     """All that know the operator."""
     name, found = member.op.name, []
-    # operators that are softmax attention under a mask and nothing else
-    if name == "exact" or (member.family == "sparse" and "flex" in member.op.impls):
+    if name == "exact" or is_pattern(member):
         compiled, only = "not compiled here, and eager is not timed", "no backward on the CPU"
         found.append(Peer("FlexAttention", _flex, None, compiled, only if device.type == "cpu" else ""))
     if name in _LINEAR:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import wraps
 
 import pytest
 import torch
+from torch import Tensor
 
 from gnomon.cli.main import main
 from gnomon.eval.bench import kernels
-from gnomon.eval.bench.kernel_calls import Setting, grid
+from gnomon.eval.bench.density import density
+from gnomon.eval.bench.kernel_calls import Call, Setting, checks, grid, is_pattern
+from gnomon.eval.bench.kernel_table import COLUMNS, line
 from gnomon.eval.bench.kernels import Timing, no_room, run
 from gnomon.eval.bench.peers import Peer
 from gnomon.eval.names import operators
 from gnomon.kernels.analysis.roofline import Device
+from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.op import Impl
 
 SETTING = Setting(1, 2, 8, torch.float32, torch.device("cpu"), True, 60.0)
@@ -65,6 +70,102 @@ def test_a_wrong_operator_is_not_timed():
     assert timing.forward is None and timing.note == "wrong by 0.01, not timed"
 
 
+BY_DATA = ("infllm_v2", "sla")
+SPARSE = {m.op.name: m for m in operators(["sparse"]) if is_pattern(m) or m.op.name in BY_DATA}
+HIDING = ("axial", "blockrank", "clear", "infllm_v2", "neighborhood", "power", "radial", "s2", "sla")
+
+
+def seen(call: Call) -> Tensor:
+    """(B,H,T,T) who sees whom: with keys of one each as values, the outputs are the weights."""
+    q, k, v = call.qkv
+    one = torch.eye(k.shape[1], dtype=v.dtype)[None, :, None].expand(*k.shape[:3], -1)
+    given = {"mask": CAUSAL if call.causal else None, "impl": "reference"}
+    return call.member.function(q, k, one, **call.options, **given)[0].transpose(1, 2) > 0
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_density_is_the_share_of_pairs_with_any_weight(name):
+    """At the sizes that are timed, and at those of the check, of which one hides something of all that are here now."""
+    member, shares = SPARSE[name], []
+    causal = "CS" in member.op.patterns and not member.op.grid
+    for other in checks(member, kernels.CHECKED, torch.float32):
+        call = Call(member, kernels.CHECKED, causal, SETTING, "reference", wide=True, other=other)
+        call.forward()
+        whole = kernels.CHECKED * (kernels.CHECKED + 1) / 2 if causal else kernels.CHECKED**2
+        shares.append(float(seen(call).sum()) / (2 * whole))
+        assert density(call) == pytest.approx(shares[-1], rel=1e-6)
+    assert min(shares) < 1 or name not in HIDING
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["infllm_v2", "power", "blockrank"])
+def test_what_is_wrong_where_something_is_hidden_is_not_timed(name, dtype):
+    """These see everything at 256 tokens, where they are checked, and so would never be caught."""
+    (member,) = operators([name])
+    setting = replace(SETTING, dtype=dtype, backward=False)
+    (right,) = timings([name], setting)[2:]
+    assert right.forward and right.density == 1 and right.note == "dense at this length"
+
+    @wraps(member.function)
+    def function(*args, impl: str, **named):
+        o, state = member.function(*args, impl=impl, **named)
+        sparse = named.get("dense_length", 1) == 0 or named.get("block", 0) == 16 or "blocks" in named
+        return (o * 0.5 if impl != "reference" and sparse else o), state
+
+    (wrong,) = timings([], setting, found=[replace(member, function=function)])[2:]
+    assert wrong.forward is None and wrong.note == "wrong by 0.5, not timed"
+
+
+def test_infllm_v2_is_dense_up_to_a_length():
+    (member,) = operators(["infllm_v2"])
+    shares = [density(Call(member, length, True, SETTING, "auto")) for length in (8192, 8256)]
+    # 64 blocks of 64 are 4,096 tokens: up to there all pairs, and behind it so many of each token less half a block
+    assert shares == [1, pytest.approx((4096**2 / 2 + 4160 * (4096 - 31.5)) / (8256**2 / 2), rel=1e-3)]
+
+
+def test_a_pattern_whose_check_hides_nothing_is_told():
+    (clear,) = operators(["clear"])
+
+    @wraps(clear.function)
+    def function(*args, **named):
+        return clear.function(*args, **{**named, "radius": 22})
+
+    found = timings([], replace(SETTING, backward=False), found=[replace(clear, function=function)], lengths=[256, 576])
+    notes = [t.note for t in found if t.operator == "sparse/clear"]
+    assert notes == ["dense at this length", "checked where it is dense, at 256 tokens"]
+
+
+def test_a_check_that_yields_nan_is_wrong():
+    """Whichever of several checks it is."""
+    (member,) = operators(["power"])
+
+    @wraps(member.function)
+    def function(*args, impl: str, **named):
+        o, state = member.function(*args, impl=impl, **named)
+        return (o * float("nan") if impl != "reference" and "block" in named else o), state
+
+    (found,) = timings([], replace(SETTING, backward=False), found=[replace(member, function=function)])[2:]
+    assert found.forward is None and found.note == "wrong by nan, not timed"
+
+
+def test_what_only_selects_needs_no_gradient():
+    def call(q, k, v, *, g, **named):
+        return operators(["gla"])[0].function(q, k, v, g=g.detach(), **named)
+
+    (found,) = timings([], found=[failing("gla", call=call)], lengths=[64])[2:]
+    assert found.forward and found.both and found.note == ""
+
+
+def test_results_from_before_there_was_a_density_are_still_lines():
+    old = {f.name: None for f in fields(Timing) if f.name != "density"}
+    old |= {"operator": "sparse/power", "implementation": "tile", "length": 576, "causal": True, "note": ""}
+    old |= {"limit": "", "forward": 0.5}
+    cells = line(Timing(**old)).split("|")
+    assert len(cells) == len(COLUMNS) + 2 and [cell.strip() for cell in cells[1:6]] == [
+        "sparse/power, causal", "tile", "576", "", "500"
+    ]  # fmt: skip
+
+
 def test_what_is_too_slow_is_left_out_of_longer_lengths():
     setting = replace(SETTING, patience=1e-9)
     found = [t for t in timings(["plain"], setting, lengths=[64, 128]) if t.operator == "linear/plain"]
@@ -90,7 +191,7 @@ def test_what_memory_does_not_hold_is_said_and_the_rest_goes_on():
 
 
 def test_a_length_that_a_pattern_refuses_does_not_end_its_row():
-    found = [t for t in timings(["radial"], lengths=[60, 64]) if t.operator == "sparse/radial"]
+    found = [t for t in timings(["radial"], lengths=[60, 256]) if t.operator == "sparse/radial"]
     assert found[0].forward is None and "grid" in found[0].note and found[1].forward and not found[1].note
 
 
