@@ -150,16 +150,20 @@ def _bound(operator: Operator, mask: Tensor | None, q: Tensor, k: Tensor) -> Bou
         keys = Tokens.line(total, device=k.device)
         return operator.lay(keys if count == total else keys.take(slice(-count, None)), keys, q.shape[2])
     seen = mask[:, 0]
-    index = torch.arange(total, device=k.device)
-    # each token sees itself, and nothing behind it; one that sees nothing is padding
-    own = torch.where(seen, index, -1).amax(-1)
     valid = seen.any(1)
     keys = Tokens.padded(valid)
-    # the keys of a cache of fixed size that nobody has filled yet are padding behind the rest
-    at = own.clamp(min=0)
-    queries = Tokens({name: field.gather(1, at) for name, field in keys.fields.items()})
-    queries = queries.having(segment=torch.where(own < 0, -1, 0))
-    bound = CAUSAL.on(queries, keys)
-    if not torch.equal(bound.dense()[:, 0], seen):
+    index, number = (torch.arange(n, device=k.device) for n in (total, count))
+    # a token sees itself, and nothing behind it: the last key that each sees says which keys the queries are. In a
+    # cache of fixed size these are not the last ones: behind them is room that nobody has filled yet, padding as well
+    last = torch.where(seen, index, -1).amax(-1)
+    places = number + (last - number).amax().clamp(0, total - count)
+    if not torch.equal(valid[:, None] & (index <= places[:, None]), seen):
         raise ValueError(f"operator {operator.name!r} got a mask that is more than causal order and padding; use sdpa")
-    return operator.lay(keys if count == total and bool((own == index).all()) else queries, keys, q.shape[2])
+    if count == total:
+        return operator.lay(keys, keys, q.shape[2])
+    places = places.repeat(len(seen), 1)
+    # a row whose queries are all padding must hold its sequence all the same: one of them stands for its last token
+    lost = valid.any(1) & ~valid.gather(1, places).any(1)
+    places[:, 0] = torch.where(lost, last[:, 0], places[:, 0])
+    queries = Tokens({name: field.gather(1, places) for name, field in keys.fields.items()})
+    return operator.lay(queries, keys, q.shape[2])

@@ -39,19 +39,21 @@ class Span:
     """What a mask has to know of tokens in order, (B,T) each. Never changed in place: layers share it.
 
     cell (B,T,3): image, row and column of a visual token, else -1
+    extent (B,T,2): as the layout has it
     """
 
     visible: Tensor
     position: Tensor
     document: Tensor | None = None
     cell: Tensor | None = None
+    extent: Tensor | None = None
 
     @classmethod
     def of(cls, layout: TokenLayout) -> Span:
         # of three axes the first counts time; windows go by that one
         position = layout.position if layout.position.dim() == 2 else layout.position[0]
         cell = torch.cat([layout.image[..., None], layout.cell], 2).masked_fill(~layout.is_cell[..., None], -1)
-        return cls(layout.visible, position, layout.document, cell)
+        return cls(layout.visible, position, layout.document, cell, layout.extent)
 
     @property
     def visual(self) -> Tensor:
@@ -64,13 +66,18 @@ class Span:
             torch.cat([self.position, later.position], 1),
             None if self.document is None else torch.cat([self.document, later.document], 1),
             None if self.cell is None else torch.cat([self.cell, later.cell], 1),
+            None if self.extent is later.extent is None else torch.cat([self._extents(), later._extents()], 1),
         )
+
+    def _extents(self) -> Tensor:
+        return self.position.new_full((*self.position.shape, 2), -1) if self.extent is None else self.extent
 
     def at(self, *index: Tensor | slice) -> Span:
         """Rows, or rows and columns, of it."""
         document = None if self.document is None else self.document[index]
         cell = None if self.cell is None else self.cell[index]
-        return Span(self.visible[index], self.position[index], document, cell)
+        extent = None if self.extent is None else self.extent[index]
+        return Span(self.visible[index], self.position[index], document, cell, extent)
 
 
 class LayerCache:

@@ -27,6 +27,7 @@ from gnomon.kernels.masks.atoms import visual
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.members import FAMILIES
 from gnomon.vlm.decoder import LayerCache, LayerRun, Span, View
+from gnomon.vlm.layout import extents
 from gnomon.vlm.placement import Layers, chosen
 
 Attending = Callable[[nn.Module, Callable[..., tuple[Tensor, None]]], AbstractContextManager[None]]
@@ -80,7 +81,7 @@ class Operator:
     @property
     def only_training(self) -> bool:
         """A pattern that a model is trained with, and read with softmax attention."""
-        return self.name == "s2"
+        return getattr(self.module, "ONLY_TRAINING", False)
 
     def everything(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, grid: tuple[int, ...], prefix: int
@@ -118,7 +119,8 @@ class Operator:
         rule = self.rule(keys, heads)
         if self.module.OP.grid:
             inside = rule if self.images == "both" else rule & CAUSAL
-            whole = visual(inside, CAUSAL, across=rule & CAUSAL if self.name == "radial" else None)
+            across = rule & CAUSAL if getattr(self.module, "ACROSS_IMAGES", False) else None
+            whole = visual(inside, CAUSAL, across=across)
         else:
             whole = rule & CAUSAL
         return whole.on(queries, None if queries is keys else keys)
@@ -133,7 +135,8 @@ class Operator:
         facts: dict[str, Any] = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
         facts |= {"grid": None, "heads": heads}
         if "frames" in known:
-            facts |= {"frames": max(1, int(tokens["t"].max()) + 1), "size": max(1, int(tokens["place"].max()) + 1)}
+            size = int((tokens["extent_y"] * tokens["extent_x"]).max())
+            facts |= {"frames": max(1, int(tokens["t"].max()) + 1), "size": size}
         given = {name: value for name, value in {**facts, **self.options}.items() if name in known}
         return self.module.rule(**given)
 
@@ -185,8 +188,18 @@ def check_causal(operator: Operator) -> None:
     op = operator.module.OP
     if "CS" not in op.patterns or (op.state is not None):
         raise ValueError(f"operator {operator.name!r} is not causal, or keeps a state; use another one, or a mixer")
-    if operator.name == "s2" and "group" not in operator.options:
-        raise ValueError("operator 's2' has no size of its groups; give options: {group: 2048}")
+    rule = getattr(operator.module, "rule", None)
+    if rule is None and operator.on_grid:
+        raise ValueError(
+            f"operator {operator.name!r} is on a grid and has no rule for the text beside it (a function `rule` in its "
+            "file); use it in an encoder, or another one"
+        )
+    given = {name: p.default for name, p in inspect.signature(operator.function).parameters.items()}
+    given |= operator.options
+    for name, p in {} if rule is None else inspect.signature(rule).parameters.items():
+        # where it may be left out, it is made from the length of the sequence, which grows
+        if p.default is p.empty and name not in _GIVEN and given.get(name, ...) is None:
+            raise ValueError(f"operator {operator.name!r} needs {name} in a decoder; give options: {{{name}: ...}}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,11 +249,7 @@ def tokens_of(span: Span) -> Tokens:
     p = index - torch.where(begins, index, 0).cummax(1).values
     image, row, column = span.cell.unbind(-1)
     fields = {"p": p, "item": image, "t": image, "y": row, "x": column}
-    # the cells of one image are all there, or were: its last row and column say how large it is
-    slot, images = image + 1, int(image.max()) + 2
-    for axis, place in (("y", row), ("x", column)):
-        largest = place.new_full((len(place), images), -2).scatter_reduce(1, slot, place, "amax").gather(1, slot)
-        fields[f"extent_{axis}"] = torch.where(image >= 0, largest + 1, -1)
+    fields["extent_y"], fields["extent_x"] = extents(image, span.cell[..., 1:], span.extent).unbind(-1)
     fields["place"] = torch.where(image >= 0, row * fields["extent_x"] + column, -1)
     if span.document is not None or not bool(visible.all()):
         fields["segment"] = segment

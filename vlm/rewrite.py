@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnomon.vlm.layout import Kind, TokenLayout
+from gnomon.vlm.layout import Kind, TokenLayout, extents
 from gnomon.vlm.plan import Position, ReductionPlan
 
 
@@ -93,6 +93,9 @@ def rewrite(layout: TokenLayout, placed: Sequence[Placed], position: Position) -
         column = column + (width - counts)[row]
     spread = _Spread(row, column, (batch, width))
     cell = layout.cell.flatten(0, 1)[origin].masked_fill(extra[:, None], -1)
+    # the cells that stay no longer tell how large their grid was
+    extent = extents(layout.image.masked_fill(~layout.is_cell, -1), layout.cell, layout.extent)
+    extent = extent.flatten(0, 1)[origin].masked_fill(extra[:, None], -1)
     document = layout.document
     new = TokenLayout(
         kind=spread(layout.kind.flatten()[origin], Kind.PAD),
@@ -100,6 +103,7 @@ def rewrite(layout: TokenLayout, placed: Sequence[Placed], position: Position) -
         cell=spread(cell, -1),
         position=torch.stack([spread(axis, 0) for axis in ids_new]),
         document=None if document is None else spread(document.flatten()[origin], -1),
+        extent=spread(extent, -1),
     )
     if layout.position.dim() == 2:
         new.position = new.position[0]

@@ -12,6 +12,7 @@ from transformers import (
     CLIPVisionModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    StaticCache,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -79,6 +80,48 @@ def test_exact_attention_generates_what_sdpa_does(name, options):
     mask = (torch.arange(9) >= torch.tensor([[4], [0]])).long()
     asked = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, **options}
     assert torch.equal(ours.generate(ids(2, 9), **asked), plain.generate(ids(2, 9), **asked))
+
+
+SAME = {
+    "exact": {},
+    "power": {"block": 2, "local": 20},
+    "s2": {"group": 64},
+    "infllm_v2": {"top": 20, "block": 2, "local": 0, "pool": 2, "stride": 1, "dense_length": 0},
+}
+"""Options with which an operator leaves nothing out of 12 tokens, on the path on which it could."""
+REAL = {
+    "none": [[1] * 12] * 3,
+    "left": [[1] * 12, [0] * 4 + [1] * 8, [0] * 9 + [1] * 3],
+    "right": [[1] * 12, [1] * 8 + [0] * 4, [1] * 3 + [0] * 9],
+    "hole": [[1] * 12, [1] * 3 + [0] * 2 + [1] * 7, [0] + [1] * 2 + [0] * 6 + [1] * 3],
+    "all short": [[1] * 9 + [0] * 3, [1] * 8 + [0] * 4, [1] * 3 + [0] * 9],
+}
+
+
+def read(model, real: Tensor, cuts: list[int], *, static: bool) -> Tensor:
+    """Logits of the tokens that are real, read in pieces."""
+    cache = StaticCache(config=model.config, max_cache_len=16) if static else None
+    logits = []
+    for start, stop in zip([0, *cuts], [*cuts, 12]):
+        options = {"past_key_values": cache, "use_cache": bool(cuts) or static}
+        out = model(ids(3, 12)[:, start:stop], attention_mask=real[:, :stop].long(), **options)
+        cache = out.past_key_values
+        logits.append(out.logits)
+    return torch.cat(logits, 1)[real]
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("cuts", [[], [5], [4, 8], [7, 8, 9]], ids=str)
+@pytest.mark.parametrize("padding", REAL)
+@pytest.mark.parametrize("operator", SAME)
+@torch.no_grad()
+def test_padding_anywhere_is_read_as_sdpa_reads_it(operator, padding, cuts, static):
+    plain, ours = twins("llama", register(operator, SAME[operator], as_name=f"gnomon_{operator}_same_test"))
+    real = torch.tensor(REAL[padding]).bool()
+    found, expected = (read(model, real, cuts, static=static) for model in (ours, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    if not cuts and not static:
+        torch.testing.assert_close(read(ours.train(), real, [], static=False), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

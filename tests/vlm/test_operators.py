@@ -10,13 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from gnomon.kernels.sparse import axial
 from gnomon.kernels.sparse.radial import reach
 from gnomon.vlm.compute.naavit import NAAViT
+from gnomon.vlm.decoder import Span
 from gnomon.vlm.generate import generate
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Kind, TokenLayout
+from gnomon.vlm.operators import Operator, tokens_of
 from gnomon.vlm.part import build
+from gnomon.vlm.plan import ReductionPlan
 from gnomon.vlm.reduction.fastv import FastV
+from gnomon.vlm.rewrite import Placed, rewrite
 
 CONFIG = {
     "model_type": "qwen2", "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -180,6 +185,28 @@ FIELDS = ("kind", "image", "cell", "position")
 
 
 @every
+@torch.no_grad()
+def test_when_cells_leave_the_others_keep_their_places(name):
+    """Of the images of 3 x 4 and 4 x 3, corners of 2 x 2 stay; windows and frames are those of the whole images."""
+    lm, layout = made(CASES[name][0]), layout_of(FIRST)
+    placed = []
+    for image, (rows, columns) in enumerate(FIRST[1::2]):
+        slots = (layout.image[0] == image).nonzero()[:, 0][None]
+        corner = torch.tensor([[y * columns + x for y in range(rows) for x in range(columns) if y < 2 and x < 2]])
+        placed.append(Placed(slots, ReductionPlan.keep(corner)))
+    thin = rewrite(layout, placed, "keep").layout
+    embeds = embeds_of(thin)
+    found = lm(embeds, thin)
+    torch.testing.assert_close(found, expected(lm, embeds, thin, CASES[name][1]), atol=2e-5, rtol=1e-4)
+    # what follows is text, which knows of no image
+    state, cut = lm.new_state(), thin.shape[1] - 2
+    parts = [{n: getattr(thin, n)[:, at] for n in FIELDS} for at in (slice(0, cut), slice(cut, None))]
+    lm(embeds[:, :cut], replace(thin, **parts[0], extent=thin.extent[:, :cut]), state)
+    rest = lm(embeds[:, cut:], TokenLayout(**parts[1]), state)
+    torch.testing.assert_close(rest, found[:, cut:], atol=2e-5, rtol=1e-4)
+
+
+@every
 def test_nothing_depends_on_what_comes_later(name):
     """With images "both" cells of one image see each other, and nothing else changes."""
     lm, layout = made(CASES[name][0]), layout_of(FIRST)
@@ -225,23 +252,28 @@ def test_gradients_through_recomputed_layers_are_the_same():
         torch.testing.assert_close(one, other)
 
 
+WHOLE = {"name": "neighborhood", "options": {"window": [4, 4]}}
+
+
+@pytest.mark.parametrize("operator", [CASES["clear"][0], WHOLE], ids=["clear", "neighborhood"])
 @torch.no_grad()
-def test_tokens_may_leave_and_text_goes_on(tiny):
-    """FastV reads layer 0, and the operator acts behind it, on the cells that stay."""
-    model = tiny(reducers=[FastV(ratio=0.5, layer=1)])
+def test_tokens_may_leave_and_text_goes_on(tiny, operator):
+    """FastV reads layer 0, and the operator acts behind it, on the cells that stay: few, and others each time."""
+    model = tiny(reducers=[FastV(ratio=0.25, layer=1)])
     lm = CausalLM(
         config={**CONFIG, "tie_word_embeddings": True},
-        operators=[{**CASES["clear"][0], "layers": [1]}],
+        operators=[{**operator, "layers": [1]}],
         tokenizer=model.lm.init_args["tokenizer"],
     ).eval()
     lm.load_state_dict(model.lm.state_dict())
     model.lm = lm
     layout = layout_of([2, (4, 4), 3])
     ids = torch.arange(3, 3 + layout.shape[1])[None]
-    pixels = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)]
-    batch = Batch(ids, torch.full_like(ids, IGNORE), layout, pixels, samples=["s"])
-    found = generate(model, batch, max_new_tokens=4, stop=())[0]
-    assert len(found.ids) == 4 and len(found.kept) == 8
+    for seed in range(4):
+        pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        batch = Batch(ids, torch.full_like(ids, IGNORE), layout, [pixels], samples=["s"])
+        found = generate(model, batch, max_new_tokens=4, stop=())[0]
+        assert len(found.ids) == 4 and len(found.kept) == 4
     with pytest.raises(ValueError, match="layer 1 has no softmax attention"):
         model.lm.project(1, torch.zeros(1, 3, 32), {})
 
@@ -254,7 +286,7 @@ REFUSED = {
     "ratio": ([{"name": "exact", "layers": "half"}], {}, "are none"),
     "noncausal": ([{"name": "sla"}], {}, "not causal"),
     "state": ([{"name": "mala"}], {}, "keeps a state"),
-    "group": ([{"name": "s2"}], {}, "no size of its groups"),
+    "group": ([{"name": "s2"}], {}, "'s2' needs group in a decoder; give options: {group: ...}"),
     "foreign": (
         [{"name": "clear", "options": {"radius": 2, "trained_on": 9}}],
         {},
@@ -270,6 +302,27 @@ def test_what_cannot_be_is_refused(operators, config, why):
     with pytest.raises(ValueError, match=why) as error:
         lm = made(*operators, **config)
         lm(torch.zeros(1, 3, 32), layout_of([3]))
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_operator_is_in_a_decoder_stands_in_its_own_file(monkeypatch):
+    """Whether it acts in training alone, or across images, and its rule; without that a grid is for encoders."""
+    given, layout = Operator("axial"), layout_of(FIRST)
+    tokens = tokens_of(Span.of(layout))
+    assert not given.only_training
+    before = given.lay(tokens, tokens, 4).dense()[0, 0]
+    monkeypatch.setattr(axial, "ONLY_TRAINING", True, raising=False)
+    monkeypatch.setattr(axial, "ACROSS_IMAGES", True, raising=False)
+    assert given.only_training
+    after = given.lay(tokens, tokens, 4).dense()[0, 0]
+    # cells of the second image see the same row of the first one, where they saw all of it
+    row, image = layout.cell[0, :, 0], layout.image[0]
+    between = (image[:, None] == 1) & (image == 0)
+    assert torch.equal(after, before & ~(between & (row[:, None] != row)))
+    assert bool(before[between].all()) and int(after[between].sum()) == 3 * 3 * 4
+    monkeypatch.delattr(axial, "rule")
+    with pytest.raises(ValueError, match="'axial' is on a grid and has no rule for the text beside it") as error:
+        made({"name": "axial"})
     assert "\n" not in str(error.value)
 
 
