@@ -53,6 +53,8 @@ def markdown(result: dict[str, Any]) -> str:
     found, swapped, quality = scores(result), scores(result, "other"), result["encoder"]
     tasks = list(next(iter(found.values())))
     asked = f" --steps {result['steps'][-1]}"
+    if result["seeds"] != [0, 1, 2]:
+        asked += " --seeds " + " ".join(map(str, result["seeds"]))
     if result["only"]:
         asked += "".join([" --only", *(f' "{name}"' for name in result["only"])])
     steps, seeds = " + ".join(map(str, result["steps"])), ", ".join(map(str, result["seeds"]))
