@@ -280,6 +280,9 @@ class Bound:
                 raise ValueError(f"mask: {rows} rows for a batch of {batch}; give one for all, or one each")
             if many not in (1, heads):
                 raise ValueError(f"mask: {many} heads for {heads}; give one for all, or one each")
+        named = [numbers for part in walk(self.rule) if isinstance(part, ByHead) for numbers, _ in part.branches]
+        if unknown := {head for numbers in named for head in numbers} - {*range(heads)}:
+            raise ValueError(f"mask: by_head names head {max(unknown)} of {heads}; they count from 0")
 
     def view(self, *, heads: int = 1, start: int = 0, stop: int | None = None) -> View:
         return _Strip(self, heads, slice(start, self.q.length if stop is None else stop))

@@ -41,6 +41,7 @@ def grouped_differential(
     """q (B,Q,n(ratio+1),D), k (B,K,2g,D), v (B,K,2g,V), amount () -> o (B,Q,n ratio,2V) and the keys and values so far.
 
     Heads of q come in n groups of `ratio` signal heads and a noise head; those of k and v are signal, noise, and so on.
+    The mask is one for all heads: the two maps have different numbers of them.
     """
     check(q, k, v, ratio)
     k, v, state = remember("grouped_differential", k, v, state, cu_seqlens)

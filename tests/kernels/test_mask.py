@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from gnomon.kernels.mask import CAUSAL, EVERYTHING, Given, bind
-from gnomon.kernels.masks.atoms import recent, same, table
+from gnomon.kernels.mask import CAUSAL, EVERYTHING, Given, bind, by_head
+from gnomon.kernels.masks.atoms import part, recent, same, table
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import recording
 from gnomon.kernels.softmax.exact import exact
@@ -37,6 +37,7 @@ OTHERS = {
     "2 rows for a batch of 3": (Given(dense(2, 1, 8, 8)).on(THREE), 3),
     "2 heads for 4": (dense(1, 2, 8, 8), 1),
     "3 heads for 4": (CAUSAL & Given(dense(1, 3, 8, 8)), 1),
+    "by_head names head 4 of 4": (CAUSAL & by_head({(0, 4): part("p", 2)}), 1),
     "6 heads for 4": (table(torch.ones(6, 8, 8, dtype=torch.bool)), 1),
 }
 
