@@ -148,3 +148,22 @@ def test_refusals():
             infllm_v2(q, k, v, **{"mask": CAUSAL, **SMALL, **how})
     with pytest.raises(ValueError, match=r"^infllm_v2: 4, 2 and 1 heads"):
         infllm_v2(q, k, v[:, :, :1], mask=CAUSAL)
+
+
+def test_what_backward_keeps_grows_with_the_tokens_and_not_with_their_square():
+    def kept(length: int) -> int:
+        q, k, v = (torch.randn(1, length, 2, 8, requires_grad=True) for _ in range(3))
+        held: dict[int, int] = {}
+
+        def hold(x: torch.Tensor) -> torch.Tensor:
+            storage = x.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+            # every token sees every block before it
+            o, _ = infllm_v2(q, k, v, mask=CAUSAL, top=64, block=32, dense_length=0, impl="chunk")
+        o.sum().backward()
+        return sum(held.values())
+
+    assert kept(2048) < 3 * kept(1024)
