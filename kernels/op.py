@@ -118,6 +118,13 @@ def interpreting() -> bool:
     return bool(importlib.import_module("triton").knobs.runtime.interpret)
 
 
+def interpreter_refuses(shape: Shape, mask: Bound) -> str | None:
+    """A reason for kernels with products."""
+    if shape.dtype == torch.bfloat16 and shape.device.type == "cpu":
+        return "triton's interpreter has no products of bfloat16"
+    return None
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which implementation a call used, and for `auto` what spoke against those before it; its sizes, mask and cost."""

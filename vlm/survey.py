@@ -150,7 +150,6 @@ def in_metres(output: GeometryOutput) -> GeometryOutput:
     """All lengths times the scale; the same where that is not known."""
     if output.scale is None:
         return output
-
     found = {name: value for name in _LENGTHS if (value := getattr(output, name)) is not None}
     for name, values in found.items():
         factor = torch.ones_like(values[:, :1])

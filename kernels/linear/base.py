@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.mask import Bound
-from gnomon.kernels.op import Cost, Impl, Result, Shape, State, triton
+from gnomon.kernels.op import Cost, Impl, Result, Shape, State, interpreter_refuses, triton
 
 CHUNK = 64
 FINE = 16
@@ -174,9 +174,9 @@ def many_tokens(shape: Shape, mask: Bound) -> str | None:
 def twin_refuses(shape: Shape, mask: Bound) -> str | None:
     if not shape.causal:
         return "the kernels are causal"
-    if shape.dtype == torch.bfloat16 and shape.device.type == "cpu":
-        return "triton's interpreter has no products of bfloat16"
-    return None if shape.width <= 256 else f"keys are {shape.width} wide, the kernels take 256"
+    if shape.width > 256:
+        return f"keys are {shape.width} wide, the kernels take 256"
+    return interpreter_refuses(shape, mask)
 
 
 TWIN = triton("linear.core:chunk", refuses=twin_refuses, packed=True)

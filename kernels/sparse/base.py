@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gnomon.kernels import attend
 from gnomon.kernels.mask import Bound, Causal, Everything, holds_dense
 from gnomon.kernels.masks.tokens import AXES, Tokens
-from gnomon.kernels.op import Impl, Result, Shape, State, triton
+from gnomon.kernels.op import Impl, Result, Shape, State, interpreter_refuses, triton
 
 TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 """The extents of a tile of 64 tokens on a line, an image, a video."""
@@ -115,12 +115,6 @@ def tile_declines(shape: Shape, mask: Bound) -> str | None:
     return "tiles are for the CPU" if shape.device.type != "cpu" else None
 
 
-def twin_refuses(shape: Shape, mask: Bound) -> str | None:
-    if shape.dtype == torch.bfloat16 and shape.device.type == "cpu":
-        return "triton's interpreter has no products of bfloat16"
-    return None
-
-
 def sdpa_declines(shape: Shape, mask: Bound) -> str | None:
     plain = not mask.segmented and isinstance(mask.expr, (Everything, Causal))
     return None if plain else "it would compute the hidden pairs too"
@@ -130,7 +124,7 @@ IMPLS = {
     **attend.IMPLS,
     "sdpa": Impl(attend.sdpa, packed=True, declines=sdpa_declines),
     "tile": Impl(tile, packed=True, declines=tile_declines),
-    "triton": triton("sparse.blocks:attend", refuses=twin_refuses, packed=True),
+    "triton": triton("sparse.blocks:attend", refuses=interpreter_refuses, packed=True),
 }
 AUTO = ("sdpa", "group", "triton", "tile", "flex", "chunk")
 """For static patterns: any mask, one implementation after the other."""

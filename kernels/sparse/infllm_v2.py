@@ -24,8 +24,7 @@ from gnomon.kernels import attend
 from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
-from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
-from gnomon.kernels.sparse.base import twin_refuses
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, interpreter_refuses, triton
 
 STRIP = 512
 """Queries whose scores are in memory at once."""
@@ -249,7 +248,7 @@ OP = Op(
         "chunk": Impl(chunk, refuses, grouped=True),
         "triton": triton(
             "sparse.infllm_v2:run",
-            refuses=lambda shape, mask: refuses(shape, mask) or twin_refuses(shape, mask),
+            refuses=lambda shape, mask: refuses(shape, mask) or interpreter_refuses(shape, mask),
             grouped=True,
         ),
     },

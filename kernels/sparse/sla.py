@@ -20,8 +20,7 @@ from torch.nn.functional import elu, pad, scaled_dot_product_attention
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
-from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
-from gnomon.kernels.sparse.base import twin_refuses
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, interpreter_refuses, triton
 
 FEATURES = {
     "softmax": lambda x: x.softmax(-1),
@@ -200,7 +199,11 @@ def _example(sizes: Sizes, **options: object) -> Example:
 
 OP = Op(
     name="sla",
-    impls={"reference": Impl(dense), "chunk": Impl(chunk), "triton": triton("sparse.sla:run", refuses=twin_refuses)},
+    impls={
+        "reference": Impl(dense),
+        "chunk": Impl(chunk),
+        "triton": triton("sparse.sla:run", refuses=interpreter_refuses),
+    },
     auto=("triton", "chunk"),
     patterns=frozenset({"NS", "NC"}),
     handmade=frozenset({"triton"}),

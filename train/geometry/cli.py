@@ -150,11 +150,13 @@ def _check_encoder(encoder: GeometryEncoder) -> None:
     if encoder.frozen:
         raise ValueError(f"{name} is frozen; set encoder.init_args.frozen to false")
     if "extrinsics" in encoder.reads:
-        raise ValueError(f"{name} goes by cameras that are known, which it is to be taught; use one that predicts them")
+        remedy = "set encoder.init_args.condition to false" if hasattr(encoder, "condition") else "use another encoder"
+        raise ValueError(f"{name} goes by cameras that are known, which it is to be taught; {remedy}")
     if encoder.frame != "ref_camera" and encoder.heads & {"points", "camera"}:
+        remedy = "encoder.init_args.reference first" if hasattr(encoder, "reference") else "another encoder"
         raise ValueError(
             f"{name} has points or cameras in no view's frame that is known beforehand, and is taught in the first "
-            "one's; give encoder.init_args.heads depth alone, or use another encoder"
+            f"one's; give encoder.init_args.heads depth alone, or use {remedy}"
         )
     if not encoder.heads & TAUGHT.keys():
         raise ValueError(f"{name} has no head to learn by; give encoder.init_args.heads some of {', '.join(TAUGHT)}")

@@ -80,5 +80,5 @@ def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
             confidence = getattr(found, f"{name}_confidence")
             terms[name] = confidence_regression(error, confidence, mask) + masked_mean(error, mask)
     if found.scale is not None:
-        terms["scale"] = log_scale(found.scale, truth.scale, mask.any(-1).any(-1).any(-1))
+        terms["scale"] = log_scale(found.scale, truth.scale, mask.flatten(1).any(1))
     return terms

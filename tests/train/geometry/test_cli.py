@@ -43,6 +43,8 @@ PI3 += ["--encoder.init_args.depth", "2", "--encoder.init_args.embed_depth", "1"
 PI3 += ["--encoder.init_args.decoder_width", "32", "--encoder.init_args.camera_width", "32"]
 DEPTH = ["--encoder", "gnomon.vlm.geometry.depth_only.DepthOnly", "--encoder.init_args.frozen", "false"]
 DEPTH += ["--encoder.init_args.config", '{"model_type": "dpt", "hidden_size": 24, "num_attention_heads": 2}']
+DA3 = ["--encoder", "gnomon.vlm.geometry.depth_anything_3.DepthAnything3", "--encoder.init_args.frozen", "false"]
+DA3 += ["--encoder.init_args.size", "small"]
 
 CONFIG = Path(__file__).parents[3] / "configs/fit_geometry/tinygeo.yaml"
 
@@ -168,7 +170,9 @@ def test_the_committed_configuration_is_complete():
         (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
         (["--encoder", "gnomon.vlm.geometry.known.Known"], "Known has no parameters"),
         (PI3, "Pi3 has points or cameras in no view's frame that is known beforehand"),
-        (DEPTH, "DepthOnly goes by cameras that are known, which it is to be taught"),
+        (DEPTH, "DepthOnly goes by cameras that are known, which it is to be taught; use another"),
+        ([*DA3, "--encoder.init_args.condition", "true"], "to be taught; set encoder.init_args.condition to false"),
+        ([*DA3, "--encoder.init_args.reference", "middle"], "depth alone, or use encoder.init_args.reference first"),
         (["--resume"], "holds no run to resume; start one without --resume"),
     ],
 )
