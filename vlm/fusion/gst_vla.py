@@ -74,7 +74,10 @@ class GSTVLA(Fusion):
         log_sigma, alpha = self.spread(hidden).float(), self.opacity(hidden).float().sigmoid()
         losses = {}
         if self.training and self.weigh:
-            rendered = render(mu, log_sigma.exp(), alpha[..., 0] * there, rays)
+            # other views have no patches to learn from, and this is most of the work
+            shown = scene.shown
+            found = render(*(x[shown][None] for x in (mu, log_sigma.exp(), alpha[..., 0] * there, rays)))
+            rendered = depth.masked_scatter(shown[..., None].expand_as(depth), found)
             losses["depth"] = self.weigh * log_error(rendered, depth, there, balance=self.balance)
         world = to_first(mu, scene)
         waves = world[..., None] / self.extent * math.pi * 2.0 ** torch.arange(self.octaves, device=world.device)

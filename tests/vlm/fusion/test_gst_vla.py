@@ -96,6 +96,9 @@ def test_unknown_depth_and_views_that_are_no_images_are_not_looked_at(fusion):
     other.vision[0, 1] += 5
     other.output.depth[0, 1] *= 2
     assert torch.equal(fusion.scene(given).tokens, fusion.scene(other).tokens)
+    fusion.train()
+    lost = fusion.scene(given).losses["depth"]
+    assert lost > 0 and torch.equal(lost, fusion.scene(other).losses["depth"])
     other.vision[0, 0, 1] += 5
     assert not torch.allclose(fusion.scene(given).tokens, fusion.scene(other).tokens)
 
