@@ -17,7 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 
 NOTE = """\
-Times are medians; of calls over 0.2 s the faster of two, beyond --patience the only one.
+Times are the fastest call's, of five at least; of calls over 0.5 s of three, beyond --patience the only one.
 Density: pairs that a sparse operator sees, as a share of those of dense attention of the same causality (of SLA, by its
 softmax alone).
 x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import torch
@@ -34,7 +33,8 @@ TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 
 @dataclass
 class Timing:
-    """One operator at one length. Seconds are medians; `error` as for TOLERANCE; `note` says what is missing and why.
+    """One operator at one length. Seconds are the fastest call's; `error` as for TOLERANCE; `note` says what is missing
+    and why.
 
     density            of sparse operators: the pairs they see, as a share of dense attention's
     operations, bytes  of a forward call, by the operator's record; floor: seconds that the device needs for them
@@ -283,17 +283,15 @@ def _free(device: torch.device) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _seconds(f: Callable[[], object], device: torch.device, *, patience: float = math.inf, least: float = 0.2) -> float:
-    """Median of as many calls as fit into `least` seconds, at least 3; of longer ones the faster of two, or the one
-    that is beyond patience.
+def _seconds(f: Callable[[], object], device: torch.device, *, patience: float = math.inf, least: float = 0.5) -> float:
+    """The fastest call, for whatever else the machine does only adds to it: of as many as fit into `least` seconds, at
+    least 5; of longer ones of 3, or the one that is beyond patience.
     """
     first = _once(f, device)
     if first > patience:
         return first
-    if first > least:
-        return min(first, _once(f, device))
-    count = max(3, min(50, math.ceil(least / max(first, 1e-6))))
-    return median(_once(f, device) for _ in range(count))
+    count = 2 if first > least else max(4, min(50, math.ceil(least / max(first, 1e-6))))
+    return min(first, *(_once(f, device) for _ in range(count)))
 
 
 def _once(f: Callable[[], object], device: torch.device) -> float:
