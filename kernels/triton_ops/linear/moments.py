@@ -512,20 +512,21 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 def builds(
     dtype: torch.dtype, widths: tuple[int, int], *, readout: str, gates: tuple[bool, bool] = (False, False),
-    turned: bool = False, feature: str = "none", group: int = 1,
+    turned: bool = False, feature: str = "none", group: int = 1, kept: bool = False,
 ) -> list[Build]:  # fmt: skip
-    """What a call with its backward compiles, for compiling ahead of time."""
+    """What a call with its backward compiles, for compiling ahead of time; kept: x are features that came ready."""
     how = {"device": "cuda", "turned": turned, "feature": feature}
     keys = constants(dtype, widths, gates=gates, **how)
     queries = constants(dtype, widths, readout=readout, group=group, **how)
-    return [_build(kernel, fixed, dtype) for fixed in (keys, queries) for kernel in (gather, spread, pull)]
+    return [_build(kernel, fixed, dtype, kept) for fixed in (keys, queries) for kernel in (gather, spread, pull)]
 
 
-def _build(kernel: triton.JITFunction, fixed: dict[str, object], dtype: torch.dtype) -> Build:
+def _build(kernel: triton.JITFunction, fixed: dict[str, object], dtype: torch.dtype, kept: bool) -> Build:
     stored = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
     moved = "*bf16" if fixed["MOVE"] == tl.bfloat16 else "*fp32"
     types = {"tokens": "i32", "heads": "i32", "span": "i32", "eps": "fp32", "tiny": "fp32"}
-    types |= dict.fromkeys(("x", "y", "o", "dx", "dy"), stored) | dict.fromkeys(("t", "dt"), moved)
+    types |= dict.fromkeys(("y", "o"), stored) | dict.fromkeys(("t", "dt"), moved)
+    types |= dict.fromkeys(("x", "dx"), moved if kept else stored)
     types |= {} if kernel is gather else {"s": moved}
     keys = fixed["READ"] == "gates"
     absent = set() if fixed["TURNED"] else {"t", "dt"}
