@@ -47,6 +47,7 @@ class VLM(nn.Module):
     reducers: what leaves out or merges visual tokens; each acts where its `stage` says.
     compute: what the decoder's layers spare visual tokens.
     geometry, fusion: what looks at a sample's views, and how the tokens of its images learn of it; both or none.
+    max_views: of one scene, where the memory or the geometry encoder's training ends; None: as many as it takes.
     mixers: what stands in the decoder's layers in place of their self-attention; each says in which.
     aux: losses on the decoder's hidden states, in training beside that on the answers.
     """
@@ -70,6 +71,7 @@ class VLM(nn.Module):
         compute: VisualCompute | None = None,
         geometry: GeometryEncoder | None = None,
         fusion: Fusion | None = None,
+        max_views: int | None = None,
         mixers: Sequence[Mixer] = (),
         aux: Sequence[AuxLoss] = (),
     ) -> None:
@@ -89,6 +91,9 @@ class VLM(nn.Module):
             canvases=tuple((height, width) for height, width in image_canvases),
             positions=image_positions,
         )
+        if max_views is not None and max_views < 1:
+            raise ValueError(f"max_views is {max_views}, but must be at least 1")
+        self.max_views = max_views
         self.join(geometry, fusion)
         self.aux = nn.ModuleList()
         self.teach(aux)
@@ -117,7 +122,8 @@ class VLM(nn.Module):
         self.geometry, self.fusion, self.scenery = geometry, fusion, None
         if geometry is not None:
             widths = {"encoder": self.encoder.width, "lm": self.lm.width}
-            self.scenery = Scenery(geometry, fusion, image=self.image, stride=self.encoder.stride, **widths)
+            some = {"stride": self.encoder.stride, "max_views": self.max_views}
+            self.scenery = Scenery(geometry, fusion, image=self.image, **some, **widths)
 
     @property
     def views(self) -> ViewsSpec | None:

@@ -170,6 +170,7 @@ def describe(model: VLM) -> dict[str, Any]:
         **({"mixers": [mixer.spec() for mixer in model.mixers]} if model.mixers else {}),
         **({"aux": [loss.spec() for loss in model.aux]} if model.aux else {}),
         **{name: part.spec() for name in _OPTIONAL if (part := getattr(model, name)) is not None},
+        **({"max_views": model.max_views} if model.max_views is not None else {}),
     }
 
 

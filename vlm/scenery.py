@@ -25,19 +25,28 @@ from gnomon.vlm.tally import Tally
 class Scenery:
     """Sets the fusion up between its neighbours; a ValueError where they do not go together.
 
-    stride, encoder: the vision encoder's, and its width. lm: width of the language model.
+    stride, encoder: the vision encoder's, and its width. lm: width of the language model. max_views: of one scene.
     tally: of what the fusion does in training, for whoever wants to know.
     """
 
     tally: Tally | None = None
 
     def __init__(
-        self, geometry: GeometryEncoder, fusion: Fusion, *, image: ImageSpec, stride: int, encoder: int, lm: int
+        self,
+        geometry: GeometryEncoder,
+        fusion: Fusion,
+        *,
+        image: ImageSpec,
+        stride: int,
+        encoder: int,
+        lm: int,
+        max_views: int | None = None,
     ) -> None:
         _check(geometry, fusion, image)
         self.geometry, self.fusion = geometry, fusion
         self.cell = image.cell if fusion.behind else stride
-        self.views = ViewsSpec(geometry.multiple, geometry.max_views, fusion.extra, image.size)
+        most = min((limit for limit in (geometry.max_views, max_views) if limit is not None), default=None)
+        self.views = ViewsSpec(geometry.multiple, most, fusion.extra, image.size)
         self.seen = encoder
         self._least = image.cell
         width = lm if fusion.behind else encoder

@@ -21,6 +21,7 @@ from gnomon.vlm.fusion import base
 from gnomon.vlm.fusion.base import Aligned, Fusion
 from gnomon.vlm.fusion.concat import Concat
 from gnomon.vlm.fusion.concat_attention import ConcatAttention
+from gnomon.vlm.fusion.cross import Cross
 from gnomon.vlm.layout import Batch, Kind, Views
 from gnomon.vlm.model import VLM
 
@@ -54,6 +55,7 @@ def takes(cls: type[Fusion]) -> set[str]:
 every = pytest.mark.parametrize("cls", members(), ids=lambda cls: cls.__name__)
 CASES = [(cls, {}) for cls in members()]
 CASES += [(cls, {"behind": not cls().behind}) for cls in members() if "behind" in takes(cls)]
+CASES += [(Cross, {"places": True})]
 CASES += [(cls, {"align": how}) for cls in (Concat, ConcatAttention) for how in ("interp", "pool", "nearest")]
 placed = pytest.mark.parametrize(
     ("cls", "options"), CASES, ids=["-".join(map(str, [c.__name__, *o.values()])) for c, o in CASES]

@@ -270,6 +270,19 @@ def place(parts: dict[str, Features], *, threshold: float = 0.0) -> tuple[Tensor
     return both[..., :3] / both[..., 3:].clamp_min(1e-12), known
 
 
+def sines(cells: Tensor, width: int) -> Tensor:
+    """(...,2) row and column to (...,width): sines and cosines of the one, then of the other."""
+    pairs = width // 4
+    angles = cells[..., None] / 10000 ** (torch.arange(pairs, device=cells.device) / pairs)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def axes_of(fusion: Fusion, width: int) -> None:
+    if width % 4:
+        name = type(fusion).__name__
+        raise ValueError(f"{name}: width {width} has no sine and cosine of two axes; make it a multiple of 4")
+
+
 def heads_of(fusion: Fusion, heads: int, width: int) -> int:
     if heads < 1 or width % heads:
         fitting = [h for h in range(1, width + 1) if width % h == 0 and width // h >= 8] or [1]

@@ -9,10 +9,9 @@ Differs: tokens that a reducer merged stand at the mean of their cells
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from gnomon.vlm.fusion.base import Align, Aligned, Attention, heads_of, share_of
+from gnomon.vlm.fusion.base import Align, Aligned, Attention, axes_of, heads_of, share_of, sines
 from gnomon.vlm.layout import Features
 
 
@@ -35,8 +34,7 @@ class GeoSRCross(Aligned):
 
     def setup(self, widths: dict[str, int], out: int) -> None:
         super().setup(widths, out)
-        if out % 4:
-            raise ValueError(f"GeoSRCross: width {out} has no sine and cosine of two axes; make it a multiple of 4")
+        axes_of(self, out)
         self.query, self.key, self.value = (nn.LayerNorm(out) for _ in range(3))
         heads = heads_of(self, self.heads, out)
         self.attention = Attention(out, heads, dropout=self.dropout)
@@ -44,15 +42,8 @@ class GeoSRCross(Aligned):
 
     def mix(self, v: Tensor, g: Tensor, parts: dict[str, Features]) -> Tensor:
         vision = parts["vision"]
-        place = places(vision.cells(), v.shape[2]).to(v.dtype)
+        place = sines(vision.cells(), v.shape[2]).to(v.dtype)
         query, key = self.query(v) + place, self.key(g) + place
         said = self.attention(query, key, self.value(g), vision.valid)
         x = v + said
         return x + self.feed(x)
-
-
-def places(cells: Tensor, width: int) -> Tensor:
-    """(...,2) row and column to (...,width): sines and cosines of the one, then of the other."""
-    pairs = width // 4
-    angles = cells[..., None] / 10000 ** (torch.arange(pairs, device=cells.device) / pairs)
-    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)

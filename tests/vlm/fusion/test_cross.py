@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -32,6 +34,26 @@ def test_keys_have_no_places(parts, ready):
     before = fusion(given).tokens
     given["geometry"].tokens = given["geometry"].tokens[:, [3, 1, 5, 0, 2, 4]]
     torch.testing.assert_close(fusion(given).tokens, before, atol=1e-5, rtol=1e-4)
+
+
+def test_places_by_hand(parts, ready):
+    """2 x 3 visual tokens over 4 x 6 patches: a token stands in the middle of its four, the camera nowhere."""
+
+    def waves(row: float, column: float) -> list[float]:
+        angles = [axis / 10000 ** (k / 2) for axis in (row, column) for k in range(2)]
+        return [f(a) for pair in (angles[:2], angles[2:]) for f in (math.sin, math.cos) for a in pair]
+
+    fusion, given = ready(Cross(heads=1, places=True)), parts(1, merge=2)
+    v, g = given["vision"].tokens[0], given["geometry"]
+    asked = torch.tensor([waves(2 * row + 0.5, 2 * column + 0.5) for row in range(2) for column in range(3)])
+    known = torch.tensor([[0.0] * 8] + [waves(row, column) for row in range(4) for column in range(6)])
+    seen = F.layer_norm(torch.cat([g.camera[0, :1], g.tokens[0]]), (5,))
+    inside = fusion.attention
+    query = inside.query(fusion.query(F.layer_norm(v, (8,))) + asked)
+    key, value = inside.key(fusion.key(seen) + known), inside.value(fusion.value(seen))
+    said = (query @ key.T / 8**0.5).softmax(-1) @ value
+    expected = v + F.layer_norm(fusion.out(inside.out(said)), (8,))
+    torch.testing.assert_close(fusion(given).tokens[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_without_any_key_tokens_stay_as_they_are(parts, ready):

@@ -7,7 +7,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from gnomon.vlm.fusion.geosr_cross import GeoSRCross, places
+from gnomon.vlm.fusion.base import sines
+from gnomon.vlm.fusion.geosr_cross import GeoSRCross
 
 
 def test_size(counted):
@@ -17,7 +18,7 @@ def test_size(counted):
 
 
 def test_places_by_hand():
-    found = places(torch.tensor([[0.0, 0.0], [2.0, 3.0]]), 8)
+    found = sines(torch.tensor([[0.0, 0.0], [2.0, 3.0]]), 8)
     assert found[0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     row, column = [[math.sin(x), math.sin(x / 100), math.cos(x), math.cos(x / 100)] for x in (2, 3)]
     torch.testing.assert_close(found[1], torch.tensor(row + column))
@@ -27,7 +28,7 @@ def test_rule(parts, ready):
     fusion, given = ready(GeoSRCross(heads=2)), parts()
     v, g = given["vision"].tokens, fusion.merger(given["geometry"].tokens)
     cells = torch.tensor([[r, c] for r in range(2) for c in range(3)]).float()
-    place = places(cells, 8)
+    place = sines(cells, 8)
     said = fusion.attention(F.layer_norm(v, (8,)) + place, F.layer_norm(g, (8,)) + place, F.layer_norm(g, (8,)))
     x = v + said
     _, first, _, second = fusion.feed
