@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image as Pillow
@@ -65,12 +66,17 @@ def read_views(folder: Path) -> list[np.ndarray]:
 
 
 def question_of(
-    loaded: Loaded, question: str, images: Sequence[np.ndarray] = (), views: Sequence[np.ndarray] = ()
+    loaded: Loaded,
+    question: str,
+    images: Sequence[np.ndarray] = (),
+    views: Sequence[np.ndarray] = (),
+    *,
+    shown: Literal["first", "all"] | None = None,
 ) -> Example:
     """The question as the model reads it, images first.
 
-    views: of one scene. A model with a geometry encoder is shown the first one and surveys all of them; any other model
-    is shown every one.
+    views: of one scene. A model with a geometry encoder surveys all of them, and is shown the first one, or (`shown`
+    all) every one; any other model is shown every one.
     """
     if IMAGE_MARK in question:
         raise ValueError(f"the question holds {IMAGE_MARK}, which stands for an image; leave it out, images come first")
@@ -80,8 +86,12 @@ def question_of(
             raise ValueError(
                 "images beside views of a scene: which of them are views is not known; give one or the other"
             )
-        geometry, images = Geometry(tuple(views)), views[:1]
+        geometry, images = Geometry(tuple(views)), views if shown == "all" else views[:1]
     elif views:
+        if shown == "first":
+            raise ValueError(
+                "shown first: the model has no geometry encoder, so nothing would see the other views; use all"
+            )
         images = [*images, *views]
     text = "".join(f"{IMAGE_MARK}\n" for _ in images) + question
     sample = Sample(id="question", turns=(Turn("user", text),), images=tuple(images), geometry=geometry)

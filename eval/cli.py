@@ -10,6 +10,11 @@ from pathlib import Path
 INTERRUPTED = 130
 DEVICE_HELP = "auto (a GPU when there is one), cpu, cuda or cuda:N (default: auto)"
 DTYPE_HELP = "auto (bfloat16 on a GPU, float32 on the CPU), float32, bfloat16 or float16"
+BENCHMARK_OPTIONS = (
+    *("tasks", "levels", "seed", "prompt", "style", "size"),
+    *("views", "shown", "objects", "distances", "focal", "baseline"),
+    *("rows", "images", "scenes", "scoring"),
+)
 MODEL_HELP = "model directory, or the name of a shipped one (demo)"
 
 
@@ -41,6 +46,46 @@ def evaluate(argv: list[str]) -> int:
         "--size", type=_size, metavar="HxW", help="pixels of a drawn figure (default: what the model takes)"
     )
     parser.add_argument(
+        "--views", type=_counts, metavar="N[-N]", help="of a scene: how many, or the fewest and the most (default: 2-4)"
+    )
+    parser.add_argument(
+        "--shown",
+        choices=["first", "all"],
+        help="which views of a scene the vision encoder sees; a geometry encoder sees all (default: first)",
+    )
+    parser.add_argument(
+        "--objects", type=_counts, metavar="N[-N]", help="in a scene's first view, fewest and most (default: 4-6)"
+    )
+    parser.add_argument(
+        "--distances",
+        type=_range,
+        metavar="X-Y",
+        help="of objects from a scene's first camera, in metres (default: 2-8)",
+    )
+    parser.add_argument(
+        "--focal", type=_range, metavar="X-Y", help="lengths, in terms of a view's shorter side (default: 0.8-1.4)"
+    )
+    parser.add_argument(
+        "--baseline", type=_range, metavar="X-Y", help="of further cameras from the first, in metres (default: 0.3-1)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=_path,
+        metavar="FILE",
+        help="questions of your own for the benchmark rows: LLaVA's .json or .jsonl, whose last answers are right",
+    )
+    parser.add_argument(
+        "--images", type=_path, metavar="DIR", help="that the rows' image names are relative to (default: the file's)"
+    )
+    parser.add_argument(
+        "--scenes", action="store_true", default=None, help="the images of each row are the views of one scene"
+    )
+    parser.add_argument(
+        "--scoring",
+        choices=["auto", "words", "choice", "number"],
+        help="of rows (default: auto, what each row's answer looks like)",
+    )
+    parser.add_argument(
         "--batch-size", type=_positive, default=16, metavar="N", help="answers do not depend on it (default: 16)"
     )
     parser.add_argument(
@@ -57,9 +102,10 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument(
         "--geometry",
         nargs="+",
-        default=[],
-        choices=["other", "none"],
-        help="measure the model with another scene's geometry, or without any, on the same items: whether it uses it",
+        choices=["own", "other", "none"],
+        help="measure the model with another scene's geometry, or without any, on the same items, to see whether it "
+        "uses its own (default: other, where the model has a fusion and the benchmark has scenes; each is one more "
+        "pass over all items, which own leaves out)",
     )
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
@@ -69,7 +115,10 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     args = parser.parse_args(argv)
 
-    from gnomon.eval import compare, names, table
+    if args.geometry is not None and "own" in args.geometry and len(set(args.geometry)) > 1:
+        raise ValueError("--geometry own stands for no further pass; leave it out, or the others")
+
+    from gnomon.eval import compare, exchange, names, table
     from gnomon.eval import evaluate as work
     from gnomon.eval.session import open_model
 
@@ -77,12 +126,15 @@ def evaluate(argv: list[str]) -> int:
         names.check("benchmark", name, names.known())
     reductions = {text: names.reducers(text) for text in args.reduce}
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
-    options = {key: getattr(args, key) for key in ("tasks", "levels", "seed", "prompt", "style", "size")}
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: getattr(args, key) for key in BENCHMARK_OPTIONS if getattr(args, key) is not None}
     size = loaded.model.image.size
     benchmarks = [
         names.make(name, given, defaults={} if size is None else {"size": _drawn(size)}) for name in args.benchmarks
     ]
+    if args.geometry is None:
+        geometry = exchange.usual(benchmarks, loaded.model, loaded.processor)
+    else:
+        geometry = [mode for mode in args.geometry if mode != "own"]
     try:
         result = work.evaluate(
             loaded,
@@ -94,7 +146,7 @@ def evaluate(argv: list[str]) -> int:
             fresh=args.fresh,
             by_level=args.by_level,
             reductions=reductions,
-            geometry=args.geometry,
+            geometry=geometry,
         )
     except KeyboardInterrupt:
         print(
@@ -132,6 +184,12 @@ def ask(argv: list[str]) -> int:
         "--images", type=Path, metavar="DIR", help="a folder with views of one scene, in the order of their names"
     )
     parser.add_argument(
+        "--shown",
+        choices=["first", "all"],
+        help="with --images: which views the vision encoder sees; a geometry encoder sees all (default: first, and all "
+        "where there is no geometry encoder)",
+    )
+    parser.add_argument(
         "--page",
         type=Path,
         metavar="FILE",
@@ -157,6 +215,9 @@ def ask(argv: list[str]) -> int:
     if args.page is not None and args.images is None:
         raise ValueError("--page shows views of a scene, and there are none; give a folder of them with --images")
 
+    if args.shown is not None and args.images is None:
+        raise ValueError("--shown says which views of a scene are seen, and there are none; give them with --images")
+
     from gnomon.eval import ask as work
     from gnomon.eval.record import check_place
     from gnomon.eval.session import open_model
@@ -168,7 +229,7 @@ def ask(argv: list[str]) -> int:
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
     if args.page is not None and loaded.model.scenery is None:
         raise ValueError(f"--page shows what a geometry encoder predicts, and {args.model} has none; leave it out")
-    example = work.question_of(loaded, question, images, views)
+    example = work.question_of(loaded, question, images, views, shown=args.shown)
     given = work.ask(
         loaded,
         example,
@@ -288,6 +349,24 @@ def _whole(text: str, *, least: int) -> int:
     if not text.strip().isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
     return int(text)
+
+
+def _path(text: str) -> str:
+    """Absolute, so that a report finds it from anywhere."""
+    return str(Path(text).resolve())
+
+
+def _counts(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return _positive(low), _positive(high or low)
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition("-")
+    try:
+        return float(low), float(high or low)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range; give a low and a high number, such as 2-8") from error
 
 
 def _size(text: str) -> tuple[int, int]:

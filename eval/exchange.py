@@ -7,7 +7,7 @@ alone, so answers do not depend on batches.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Literal
@@ -39,19 +39,31 @@ def check(model: VLM, mode: Mode) -> None:
         )
 
 
+def usual(benchmarks: Iterable[Benchmark], model: VLM, processor: Processor) -> list[Mode]:
+    """What is measured beside the model as it is when nothing is said: other scenes' geometry, where there are any."""
+    if model.fusion is None:
+        return []
+    return ["other"] if len(list(islice(_scenes(benchmarks, processor), 2))) == 2 else []
+
+
 def donors(benchmarks: Iterable[Benchmark], processor: Processor) -> list[Views]:
     """Views of the first scenes of the benchmarks, each another one, to be exchanged with."""
-    found: list[Views] = []
-    for benchmark in benchmarks:
-        for sample in islice(benchmark.examples(_LOOKED_AT), _LOOKED_AT):
-            views = processor.example(benchmark.prompt(sample), train=False).views
-            if views is not None and not any(_same(views, other) for other in found):
-                found.append(views)
-            if len(found) == _DONORS:
-                return found
+    found = list(islice(_scenes(benchmarks, processor), _DONORS))
     if len(found) < 2:
         raise ValueError(f"the benchmarks have {len(found)} scenes; exchanging their geometry takes at least 2")
     return found
+
+
+def _scenes(benchmarks: Iterable[Benchmark], processor: Processor) -> Iterator[Views]:
+    found: list[Views] = []
+    for benchmark in benchmarks:
+        for sample in islice(benchmark.examples(_LOOKED_AT), _LOOKED_AT):
+            if sample.geometry is None:
+                continue
+            views = processor.example(benchmark.prompt(sample), train=False).views
+            if views is not None and not any(_same(views, other) for other in found):
+                found.append(views)
+                yield views
 
 
 def exchanged(example: Example, mode: Mode, others: Sequence[Views]) -> Example:

@@ -1,8 +1,9 @@
 """LLaVA's JSON: conversations with image files, as one list or a row per line.
 
 A row: {"id": ..., "image": "a.jpg" | ["a.jpg", ...], "conversations": [{"from": ..., "value": ...}]}, where "from" is
-human, gpt or system. Rows without "image" are text. JSONL is read row by row through an index of line
-starts; a list is held in memory.
+human, gpt or system. Rows without "image" are text; "task", a name, is for whoever scores them. JSONL is read row by
+row through an index of line starts; a list is held in memory. A row's images may be views of one scene, for models with
+a geometry encoder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gnomon.data.errors import BadSample
-from gnomon.data.sample import IMAGE_MARK, Sample, Source, Turn
+from gnomon.data.sample import IMAGE_MARK, Geometry, Sample, Source, Turn
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -24,12 +25,14 @@ class LlavaJson(Source):
 
     path    the file; a list when its first character is "[", else a row per line (empty lines do not count)
     images  folder that the rows' image names are relative to; names that lead out of it are refused
+    scenes  each row's images, at least two and of one size, are the views of one scene: a geometry encoder sees all of
+            them, the vision encoder those with a mark, which are the first (one mark) or all (a mark each)
 
     A row with exactly one image and no <image> mark gets the mark and a line break before its first human text.
     """
 
-    def __init__(self, path: str | Path, images: str | Path | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, images: str | Path | None = None, *, scenes: bool = False) -> None:
+        self.path, self.scenes = Path(path), scenes
         self.images = None if images is None else Path(images).resolve()
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such file; correct the path")
@@ -56,10 +59,13 @@ class LlavaJson(Source):
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise BadSample(f"{where}: image {names!r} is neither a name nor a list of names")
-        turns = _mark(turns, len(names), where)
-        return Sample(
-            str(row.get("id", index)), turns, tuple(self._image(name, where) for name in names), meta={"where": where}
-        )
+        images = tuple(self._image(name, where) for name in names)
+        geometry = None
+        if self.scenes and images:
+            geometry, images = Geometry(images), images[: _shown(turns, len(images), where)]
+        turns = _mark(turns, len(images), where)
+        meta = {"where": where} | ({"task": row["task"]} if isinstance(row.get("task"), str) else {})
+        return Sample(str(row.get("id", index)), turns, images, meta=meta, geometry=geometry)
 
     def _row(self, index: int) -> tuple[str, Any]:
         if self._rows is not None:
@@ -114,11 +120,29 @@ def _turns(conversation: Any, where: str) -> list[Turn]:
     return turns
 
 
+def _shown(turns: list[Turn], views: int, where: str) -> int:
+    """How many of a scene's views the conversation has as images."""
+    marks = _marks(turns)
+    if views == 1:
+        raise BadSample(f"{where}: has 1 image, but a scene takes 2 views or more; add some, or leave scenes off")
+    if marks not in (1, views):
+        raise BadSample(
+            f"{where}: has {marks} {IMAGE_MARK} marks and {views} views of a scene; give it 1 mark, which is the first "
+            f"view, or {views}"
+        )
+    return marks
+
+
+def _marks(turns: list[Turn]) -> int:
+    return sum(turn.text.count(IMAGE_MARK) for turn in turns)
+
+
 def _mark(turns: list[Turn], images: int, where: str) -> tuple[Turn, ...]:
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+    marks = _marks(turns)
     if images == 1 and marks == 0:
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
         turns[first] = Turn(turns[first].role, f"{IMAGE_MARK}\n{turns[first].text}")
     elif marks != images:
-        raise BadSample(f"{where}: has {marks} {IMAGE_MARK} marks and {images} images; they must be as many")
+        scene = ", unless scenes says that they are the views of one" if marks == 1 < images else ""
+        raise BadSample(f"{where}: has {marks} {IMAGE_MARK} marks and {images} images; they must be as many{scene}")
     return tuple(turns)

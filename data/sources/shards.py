@@ -1,9 +1,10 @@
 """Shards: webdataset tar files with random access.
 
 An item is `KEY.json` ({"id", "turns": [{"role", "text"}], "answer", "meta"}) and its images `KEY.png` or `KEY.0.png`,
-`KEY.1.jpg`, ... With `KEY.npz` (see data/geometry.py) these are the views of a scene, and "images" in the JSON says how
-many of them the conversation has. The tars must not be compressed. Nothing is ever extracted, and members that are not
-plain files with plain relative names are refused. Where each member lies is looked up once and kept beside the shard.
+`KEY.1.jpg`, ... With `KEY.npz` (see data/geometry.py; without arrays where only the pictures are known) these are the
+views of a scene, and "images" in the JSON says how many of them the conversation has. The tars must not be compressed.
+Nothing is ever extracted, and members that are not plain files with plain relative names are refused. Where each member
+lies is looked up once and kept beside the shard.
 """
 
 from __future__ import annotations

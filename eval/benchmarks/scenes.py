@@ -32,6 +32,8 @@ class Scenes(Benchmark):
     views   how many views, or the fewest and the most
     shown   `first`: only a geometry encoder sees the others; `all`: the vision encoder sees every view
     prompt  `question`; `words` for choices without their list, where the answer has to be the choice itself
+    objects, distances, focal, baseline  as the source has them (None: its own); others than a model learned from show
+            what it makes of scenes of another kind
     """
 
     name, overall = "scenes", "scenes"
@@ -46,20 +48,36 @@ class Scenes(Benchmark):
         views: int | tuple[int, int] = (2, 4),
         shown: Literal["first", "all"] = "first",
         prompt: Literal["question", "words"] = "question",
+        objects: tuple[int, int] | None = None,
+        distances: tuple[float, float] | None = None,
+        focal: tuple[float, float] | None = None,
+        baseline: tuple[float, float] | None = None,
     ) -> None:
         # one stream with all tasks in turn, so that an item does not depend on which of them are asked for
         most = views if isinstance(views, int) else views[1]
         known = [task for task in TASKS if TASKS[task].views <= most]
+        ranges = {"objects": objects, "distances": distances, "focal": focal, "baseline": baseline}
+        # a list when it comes from a file
+        given = {name: tuple(value) for name, value in ranges.items() if value is not None}
         self._source = source.Scenes(
-            count=1 << 40, seed=seed, split="test", tasks=known, size=size, views=views, shown=shown, prompt=prompt
+            count=1 << 40,
+            seed=seed,
+            split="test",
+            tasks=known,
+            size=size,
+            views=views,
+            shown=shown,
+            prompt=prompt,
+            **given,
         )
         for task in tasks or ():
             check("task", task, known)
         self.tasks = [task for task in known if tasks is None or task in tasks]
         self._named = prompt == "words"
+        told = "".join(f", {name} {low:g} to {high:g}" for name, (low, high) in given.items())
         self.protocol = (
-            f"procedural scenes, {prompt} prompt, views of {size[0]}x{size[1]} (the model sees {shown}), generator "
-            f"seed {seed}; greedy decoding; strict scoring, numbers by mean relative accuracy"
+            f"procedural scenes, {prompt} prompt, views of {size[0]}x{size[1]} (the model sees {shown}){told}, "
+            f"generator seed {seed}; greedy decoding; strict scoring, numbers by mean relative accuracy"
         )
 
     def settings(self) -> dict[str, Any]:

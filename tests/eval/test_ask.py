@@ -87,6 +87,11 @@ def test_views_of_a_scene_reach_the_geometry_encoder(loaded, tmp_path):
     surveyed = replace(loaded, model=model, processor=replace(loaded.processor, views=model.views))
     given = ask(surveyed, question_of(surveyed, "What is it?", views=views), **asked)
     assert given.prompt_tokens // 49 == 1
+    # or all of them, each with its own place in the scene
+    shown = question_of(surveyed, "What is it?", views=views, shown="all")
+    assert ask(surveyed, shown, **asked).prompt_tokens // 49 == 3 and shown.views.image == [0, 1, 2]
+    with pytest.raises(ValueError, match="the model has no geometry encoder, so nothing would see the other views"):
+        question_of(loaded, "What is it?", views=views, shown="first")
     with pytest.raises(ValueError, match="give one or the other"):
         question_of(surveyed, "What is it?", views, views)
 

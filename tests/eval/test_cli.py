@@ -95,7 +95,17 @@ def test_another_setting_in_the_same_directory(model_dir, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", [["--limit", "0"], ["--levels", "x"], ["--tasks", ","], ["--size", "big"], ["--prompt", "own"]]
+    "option",
+    [
+        ["--limit", "0"],
+        ["--levels", "x"],
+        ["--tasks", ","],
+        ["--size", "big"],
+        ["--prompt", "own"],
+        ["--views", "2-x"],
+        ["--shown", "last"],
+        ["--focal", "1to2"],
+    ],
 )
 def test_options_are_checked_before_anything_is_loaded(capsys, option):
     with pytest.raises(SystemExit) as end:
@@ -155,6 +165,31 @@ def test_ask_writes_a_page_of_the_views(surveying, capsys, tmp_path):
     for text in ("How far?", "view 2", "predicted depth", "up to scale", "predicted points from above", "mean 0.500"):
         assert text in page
     assert "true depth of view" not in page
+
+
+def test_ask_shows_all_views_to_the_language_model(surveying, capsys, tmp_path):
+    save(surveying(TinyGeo(), Weighted(align="pool")).model, tmp_path / "m")
+    (tmp_path / "v").mkdir()
+    for k in range(2):
+        Image.effect_noise((80, 60), 90 + k).convert("RGB").save(tmp_path / "v" / f"{k}.png")
+    command = ["ask", "m", "How far?", "--images", "v", "--device", "cpu", "--max-new-tokens", "2", "--page"]
+    for shown, gates in (("first", 1), ("all", 2)):
+        assert main([*command, f"{shown}.html", "--shown", shown]) == 0
+        # a gate for each view that is a picture of the question
+        assert (tmp_path / f"{shown}.html").read_text().count("mean 0.500") == gates
+    capsys.readouterr()
+    assert "there are none; give them with --images" in complaint(capsys, "ask", "m", "What?", "--shown", "all")
+
+
+def test_options_of_scenes(model_dir, capsys, tmp_path):
+    scenes = ["evaluate", str(model_dir), "--benchmarks", "scenes", "--tasks", "nearer", "--limit", "2", "--json"]
+    ranges = ["--objects", "6-7", "--distances", "9-14", "--focal", "1.6-2", "--baseline", "1.5-3"]
+    assert main([*scenes, "--views", "3", "--shown", "all", *ranges, "--out", "a"]) == 0
+    told = json.loads(capsys.readouterr().out)["protocols"]["scenes"]
+    assert "the model sees all), objects 6 to 7, distances 9 to 14, focal 1.6 to 2, baseline 1.5 to 3" in told
+    assert [len(record.image_sha256) for record in read_items(tmp_path / "a")] == [3, 3]
+    assert "has no option --views; leave it out" in complaint(capsys, "evaluate", str(model_dir), "--views", "3")
+    assert "views is (2, 33), but must be" in complaint(capsys, *scenes, "--views", "2-33")
 
 
 def test_ask_refuses_a_page_of_nothing(model_dir, capsys, tmp_path):

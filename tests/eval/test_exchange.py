@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
 
@@ -12,7 +13,7 @@ from gnomon.cli.main import main
 from gnomon.data.example import Example
 from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.evaluate import REDUCED, evaluate
-from gnomon.eval.exchange import check, donors, exchanged
+from gnomon.eval.exchange import check, donors, exchanged, usual
 from gnomon.eval.record import read_items
 from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
@@ -20,6 +21,7 @@ from gnomon.vlm.fusion.gst_vla import GSTVLA
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.layout import Views
 from gnomon.vlm.model import VLM
+from gnomon.vlm.save import save
 
 
 def with_geometry(loaded, fusion):
@@ -101,6 +103,67 @@ def test_another_scene_of_the_same_size_is_preferred(loaded):
     wide = [views(k, (32, 64)) for k in range(1, 16)]
     assert exchanged(example, "other", [*wide[:9], views(99), *wide[9:]]).views.pixels.unique().tolist() == [99]
     assert exchanged(example, "other", wide).views.pixels.shape[3] == 64
+
+
+@pytest.fixture(scope="module")
+def fused(surveying, tmp_path_factory):
+    """Directory of a model whose answers change with the geometry."""
+    return save(surveying(Known(patch=16), Add(align="merge")).model, tmp_path_factory.mktemp("fused") / "m")
+
+
+def evaluated(capsys, folder, *options):
+    """Names of what `gnomon evaluate` compared."""
+    command = ["evaluate", str(folder), "--benchmarks", "scenes", "--tasks", "nearer,count", "--limit", "2"]
+    assert main([*command, "--device", "cpu", "--json", *map(str, options)]) == 0
+    return [one["name"] for one in json.loads(capsys.readouterr().out).get("compared", [])]
+
+
+def test_a_fused_model_is_asked_with_another_scenes_geometry_unless_told(fused, capsys, tmp_path):
+    both = ["as it is", "geometry:other"]
+    assert evaluated(capsys, fused, "--out", tmp_path / "usual") == both
+    assert evaluated(capsys, fused, "--out", tmp_path / "none", "--geometry", "none") == ["as it is", "geometry:none"]
+    assert evaluated(capsys, fused, "--out", tmp_path / "own", "--geometry", "own") == []
+    assert not (tmp_path / "own" / REDUCED).exists()
+    told = ["evaluate", str(fused), "--benchmarks", "scenes", "--geometry", "own", "other"]
+    assert main(told) == 2
+    assert capsys.readouterr().err.startswith("gnomon: --geometry own stands for no further pass")
+
+
+def test_a_run_from_before_gets_what_it_lacks_and_keeps_what_it_has(fused, capsys, tmp_path):
+    evaluated(capsys, fused, "--out", tmp_path / "old", "--geometry", "own")
+    before = (tmp_path / "old" / "items.jsonl").read_bytes()
+    assert evaluated(capsys, fused, "--out", tmp_path / "old") == ["as it is", "geometry:other"]
+    assert (tmp_path / "old" / "items.jsonl").read_bytes() == before
+    evaluated(capsys, fused, "--out", tmp_path / "new", "--geometry", "other")
+    own, other = raws(tmp_path / "old"), raws(tmp_path / "old" / REDUCED / "geometry-other")
+    assert len(other) == 4 and own.keys() == other.keys() and own != other
+    assert own == raws(tmp_path / "new") and other == raws(tmp_path / "new" / REDUCED / "geometry-other")
+    # and the way back only leaves the comparison out
+    assert evaluated(capsys, fused, "--out", tmp_path / "old", "--geometry", "own") == []
+    assert raws(tmp_path / "old" / REDUCED / "geometry-other") == other
+
+
+def test_nothing_is_exchanged_without_a_fusion_or_without_scenes(loaded, plain):
+    class Pictures(Scenes):
+        def examples(self, limit=None):
+            return (replace(sample, geometry=None) for sample in super().examples(2))
+
+    assert usual([bench()], loaded.model, loaded.processor) == ["other"]
+    assert usual([bench()], plain.model, plain.processor) == []
+    assert usual([Pictures()], loaded.model, loaded.processor) == []
+    assert usual([Pictures(), bench()], loaded.model, loaded.processor) == ["other"]
+
+
+def test_one_scene_alone_has_none_to_exchange_with(loaded):
+    class Single(Scenes):
+        def examples(self, limit=None):
+            sample = next(super().examples(1))
+            return iter([replace(sample, id=f"nearer/{k}") for k in range(3)])
+
+    assert usual([Single(tasks=["nearer"])], loaded.model, loaded.processor) == []
+    assert usual([Single(tasks=["nearer"]), bench()], loaded.model, loaded.processor) == ["other"]
+    with pytest.raises(ValueError, match="have 1 scenes; exchanging their geometry takes at least 2"):
+        donors([Single(tasks=["nearer"])], loaded.processor)
 
 
 def test_what_cannot_be_exchanged_is_refused_in_one_line(loaded, plain, model_dir, capsys):

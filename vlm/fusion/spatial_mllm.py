@@ -5,7 +5,8 @@ Rule:    v' = v + W2 GELU(W1 RMSNorm(g)), g the geometry of `frames` x m x m cel
          frame; W1 is square
 Where:   behind the connector, before the language model
 Differs: frames are images of their own, so each of a pair gets the geometry of both (in the paper one visual token
-         stands for both); of an odd number the last one is taken twice. zero: true starts at the plain model
+         stands for both); of an odd number the last one is taken twice. zero: true starts at the plain model. The
+         choice of frames is vlm/multiview/coverage.py
 """
 
 from __future__ import annotations

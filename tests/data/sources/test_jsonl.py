@@ -1,11 +1,17 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gnomon.data.errors import BadSample
+from gnomon.data.processor import Processor
 from gnomon.data.sample import Turn
 from gnomon.data.sources.jsonl import LlavaJson
+from gnomon.data.sources.shards import Shards
+from gnomon.data.write_shards import write
+from gnomon.vlm.layout import ImageSpec, ViewsSpec
 
 
 def row(*values: str, **rest) -> dict:
@@ -87,6 +93,81 @@ def test_bad_rows_are_named(tmp_path, images, bad, says, kind):
         source[1]
     assert says in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith(f"{path} " + ("row 1:" if kind == "json" else "line 2:"))
+
+
+VIEWS = [f"v/{k}.png" for k in range(3)]
+
+
+@pytest.fixture
+def views(images):
+    """Three pictures of noise, as pixels."""
+    (images / "v").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
+    for name, picture in zip(VIEWS, pixels):
+        Image.fromarray(picture).save(images / name)
+    return pixels
+
+
+SCENES = [
+    row("<image>\nHow far?", "2 m", image=VIEWS),
+    row("<image><image>\n<image> How far?", "2 m", image=VIEWS),
+    row("<image>\nHow far?", "2 m", "And now?", "3 m", image=VIEWS[:2]),
+    row("Hi", "Yo"),
+]
+
+
+def test_the_images_of_a_row_are_the_views_of_one_scene(tmp_path, images, views, demo_tokenizer):
+    """What Pillow wrote reaches the geometry encoder, every view of it; the marks say which are pictures as well."""
+    path = written(tmp_path, SCENES, "jsonl")
+    source = LlavaJson(path, images, scenes=True)
+    files = tuple(images / name for name in VIEWS)
+    assert [sample.geometry and sample.geometry.views for sample in source] == [files, files, files[:2], None]
+    assert [sample.images for sample in source] == [files[:1], files, files[:1], ()]
+    assert [sample.marks for sample in source] == [1, 3, 1, 0]
+    processor = Processor(demo_tokenizer, "demo", ImageSpec((32, 32), 16), views=ViewsSpec(16))
+    first, shown, *_ = (processor.example(sample, train=True) for sample in source)
+    for example, image in ((first, [0, -1, -1]), (shown, [0, 1, 2])):
+        assert np.array_equal(example.views.pixels.permute(0, 2, 3, 1).numpy(), views)
+        assert example.views.image == image
+    # which is not what the file says without the option
+    assert LlavaJson(path, images)[1].geometry is None
+
+
+def test_scenes_of_pictures_alone_go_through_shards(tmp_path, images, views):
+    rows = LlavaJson(written(tmp_path, SCENES, "jsonl"), images, scenes=True)
+    [path] = write(rows, tmp_path / "shards")
+    for sample, row in zip(Shards(path), rows):
+        assert sample.turns == row.turns and sample.images == tuple(name.read_bytes() for name in row.images)
+        if row.geometry is not None:
+            assert sample.geometry.views == tuple(name.read_bytes() for name in row.geometry.views)
+            assert sample.geometry.depth is None and sample.geometry.points is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (row("How far?", "b", image=VIEWS), "0 <image> marks and 3 views of a scene; give it 1 mark, which is the"),
+        (row("<image><image>", "b", image=VIEWS), "2 <image> marks and 3 views of a scene"),
+        (row("<image>", "b", image=VIEWS[:1]), "has 1 image, but a scene takes 2 views or more; add some"),
+        (row("<image>", "b"), "1 <image> marks and 0 images"),
+    ],
+)
+def test_rows_that_are_no_scene_are_named(tmp_path, images, views, bad, says):
+    source = LlavaJson(written(tmp_path, [SCENES[0], bad], "jsonl"), images, scenes=True)
+    with pytest.raises(BadSample) as error:
+        source[1]
+    assert says in str(error.value) and "data.jsonl line 2: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_views_that_a_model_does_not_take_are_told_with_their_row(tmp_path, images, views, demo_tokenizer):
+    Image.new("RGB", (64, 32)).save(images / "v" / "low.png")
+    rows = [SCENES[0], row("<image>", "b", image=[VIEWS[0], "v/low.png"])]
+    source = LlavaJson(written(tmp_path, rows, "jsonl"), images, scenes=True)
+    processor = Processor(demo_tokenizer, "demo", ImageSpec((32, 32), 16), views=ViewsSpec(16, 2))
+    with pytest.raises(BadSample, match=r"data.jsonl line 1.*3 views are more than max_views 2; leave some out"):
+        processor.example(source[0], train=True)
+    with pytest.raises(BadSample, match=r"data.jsonl line 2.*view 1 is 32x64 but view 0 is 48x64; resize all views"):
+        processor.example(source[1], train=True)
 
 
 def test_a_broken_line_is_named_and_its_neighbours_are_read(tmp_path, images):

@@ -1,5 +1,6 @@
 """The scenes benchmark: an oracle gets everything, nobody else does, items are balanced, fixed, and found again."""
 
+import json
 from collections import Counter
 from dataclasses import asdict
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from gnomon.data.sources.scenes.source import TASKS
-from gnomon.eval.benchmark import Item, Scored
+from gnomon.eval.benchmark import Benchmark, Item, Scored
 from gnomon.eval.benchmarks.scenes import Scenes
+from gnomon.vlm.part import build
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,31 @@ def test_one_view_has_the_tasks_that_make_sense():
     assert len(next(benchmark.examples(1)).geometry.views) == 1
 
 
+def test_scenes_of_another_kind():
+    """What the cameras and the depth of the items say, not what was asked for."""
+    given = {"objects": (6, 8), "distances": (9, 14), "focal": (1.6, 2.0), "baseline": (1.5, 3.0)}
+    benchmark = Scenes(tasks=["nearer", "larger"], size=(48, 64), **given)
+    assert "objects 6 to 8, distances 9 to 14, focal 1.6 to 2, baseline 1.5 to 3" in benchmark.protocol
+    for sample in benchmark.examples(4):
+        geometry = sample.geometry
+        assert 1.6 * 48 <= geometry.intrinsics[0, 0, 0] <= 2.0 * 48
+        assert 6 <= len(np.unique(geometry.instances[0])) - 1 <= 8
+        assert geometry.depth[0][geometry.instances[0] > 0].min() > 6
+        # of two cameras [R|t], the second's centre in the first's frame
+        (r, t), (q, u) = ((camera[:, :3], camera[:, 3]) for camera in geometry.extrinsics[:2])
+        assert 1.5 - 1e-6 <= np.linalg.norm(r.T @ t - q.T @ u) <= 3 + 1e-6
+    usual = next(Scenes(tasks=["nearer"], size=(48, 64)).examples(1)).geometry
+    assert 0.8 * 48 <= usual.intrinsics[0, 0, 0] <= 1.4 * 48
+
+
+def test_its_options_survive_a_file():
+    benchmark = Scenes(views=(3, 4), shown="all", distances=(9.0, 14.0), tasks=["nearer"])
+    again = build(json.loads(json.dumps(benchmark.spec())), Benchmark)
+    assert again.protocol == benchmark.protocol and again.settings() == benchmark.settings()
+    sample, other = next(benchmark.examples(1)), next(again.examples(1))
+    assert sample.turns == other.turns and len(sample.images) == len(other.geometry.views) >= 3
+
+
 def test_settings_tell_questions_apart():
     settings = Scenes().settings()
     assert settings["tasks"] == list(TASKS)
@@ -95,6 +122,9 @@ def test_settings_tell_questions_apart():
         ({"tasks": ["distanse"]}, "task 'distanse' is unknown; did you mean 'distance'"),
         ({"views": 0}, "views is"),
         ({"seed": -1}, "seed is -1"),
+        ({"objects": (1, 3)}, r"objects is \(1, 3\), but must be"),
+        ({"distances": (8.0, 2.0)}, r"distances is \(8.0, 2.0\), but must be"),
+        ({"focal": (float("nan"), 1.0)}, "focal is"),
     ],
 )
 def test_mistakes(options, message):
