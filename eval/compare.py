@@ -90,7 +90,7 @@ def compared(name: str, records: Sequence[Record], scored: Sequence[Scored], aga
     )
 
 
-HEAD = ("reduction", "kept", "score", "difference", "95 % interval", "p", "prefill ms", "decode ms", "speed-up")
+HEAD = ("variant", "kept", "score", "difference", "95 % interval", "p", "prefill ms", "decode ms", "speed-up")
 
 
 def cells(one: Compared, base: Compared) -> tuple[str, ...]:

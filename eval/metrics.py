@@ -91,7 +91,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def mra(prediction: float, truth: float) -> float:
     """Mean relative accuracy over the thresholds 0.50, 0.55, ..., 0.95."""
-    error = abs(prediction - truth) / truth
+    error = abs(prediction - truth) / abs(truth)
     # linspace and not 0.5 + 0.05 k: ties at the thresholds fall as in the published scorer
     return float((error <= 1 - np.linspace(0.5, 0.95, 10)).mean())
 

@@ -62,6 +62,11 @@ class Operator:
             what = f"has no option {wrong[0]!r}" if wrong else f"needs {', '.join(needed)}"
             usable = ", ".join(name for name in known if name not in _GIVEN) or "none"
             raise ValueError(f"operator {self.name!r} {what}; its options are: {usable}. Tensors come with a mixer")
+        for name, value in self.options.items():
+            if str(known[name].annotation).split(" |")[0] == "Tensor" and not isinstance(value, Tensor | None):
+                raise ValueError(
+                    f"operator {self.name!r}: {name} is a tensor, not {value!r}; tensors come with a mixer"
+                )
 
     @property
     def module(self) -> ModuleType:

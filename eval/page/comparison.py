@@ -1,4 +1,4 @@
-"""The report's section on token reduction: what accuracy costs in time, and which tokens are kept."""
+"""The report's section on variants of a model: what accuracy costs in time, and which tokens are kept."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
     body = blocks.table(compare.HEAD, [(compare.cells(one, rows[0]), not k) for k, one in enumerate(rows)])
     return "".join(
         [
-            f"<h2>Token reduction of {escape(base.model)}</h2>",
+            f"<h2>Variants of {escape(base.model)}</h2>",
             blocks.note(
-                "The same items with fewer visual tokens. Differences are paired over items, their intervals resampled "
-                "over images; time is measured and not estimated. The line joins what nothing else beats in both."
+                "The same items with fewer visual tokens, or with other geometry. Differences are paired over items, "
+                "their intervals resampled over images; time is measured and not estimated. The line joins what nothing "
+                "else beats in both."
             ),
             blocks.card(svg.scatter_chart(points, x_label="milliseconds per item", y_label="score")),
             blocks.card(body, scroll=True),

@@ -121,7 +121,7 @@ def test_the_report_compares_and_shows_what_is_kept(loaded, tmp_path):
     evaluate(loaded, [bench()], out=tmp_path / "run", limit=2, reductions=reductions)
     page([tmp_path / "run"], tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert text.count("Token reduction of") == 1 and text.count("Evaluation of") == 1
+    assert text.count("Variants of") == 1 and text.count("Evaluation of") == 1
     assert "What is kept" in text and "fastv:0.25,layer=1" in text and text.count("<figure>") >= 6
 
 

@@ -279,6 +279,7 @@ def test_tokens_may_leave_and_text_goes_on(tiny, operator):
 
 
 REFUSED = {
+    "tensor": ([{"name": "moh", "options": {"weights": 1.0}}], {}, "'moh': weights is a tensor, not 1.0"),
     "window": ([{"name": "exact"}], {"model_type": "mistral", "sliding_window": 4}, "sliding window"),
     "dropout": ([{"name": "exact"}], {"attention_dropout": 0.1}, "dropout"),
     "twice": ([{"name": "exact"}, {"name": "axial", "layers": [1]}], {}, "two operators"),
