@@ -28,8 +28,10 @@ lint: $(TEST)
 	$(RUN)/python -m ruff check .
 	$(RUN)/python -m ruff format --check .
 
+# the second one ends with an error if anything in the scenes gives answers away
 audit: $(BASE)
 	$(RUN)/python bench/audit_diagrams.py
+	$(RUN)/python bench/audit_scenes.py --items 3000 --pixel-items 1000 --oracle-items 300
 
 # three seeds take some hours on two cores; what is finished is kept, so it can be stopped
 proof: $(TEST)

@@ -1,6 +1,7 @@
 """What exact depth, or two pictures with their cameras, say about a scene, without what the generator knows.
 
-Both find the middle of each object from its pixels alone and then reason about the middles.
+Both find the middle of each object from its pixels alone and then reason about the middles. Two kinds of tasks are not
+about middles: what is counted are the true instance numbers, and motion is read from the true cameras.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import traceback
 
 COMMANDS = {
     "fit": ("gnomon.train.cli", "main", "train a model: stages, many GPUs, exact resume"),
-    "fit-geometry": ("gnomon.train.geometry.cli", "main", "train a geometry encoder on posed views with depth"),
+    "fit-geometry": ("gnomon.cli.fit_geometry", "main", "train a geometry encoder on posed views with depth"),
     "evaluate": ("gnomon.eval.cli", "evaluate", "measure a model on benchmarks, with intervals and baselines"),
     "ask": ("gnomon.eval.cli", "ask", "ask a model one question about an image"),
     "calibrate": ("gnomon.eval.cli", "calibrate", "find the heads of a model that do not look at images"),

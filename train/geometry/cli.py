@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from argparse import ArgumentError
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,19 @@ from gnomon.vlm.directory import whole
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.layout import ViewsSpec
 
+Measure = Callable[[GeometryEncoder, Source, ViewsSpec], dict[str, float]]
+"""Metrics of an encoder on scenes."""
+
 _CONFIG = "config.yaml"
+_METRICS = "held_out.json"
 _INTERRUPTED = 130
 _LOG_EVERY = 20
 _LINE_SECONDS = 30.0
 # How a run is invoked, not what it is.
-_FREE = "config", "out", "resume", "accept_changes", "workers", "checkpoint_every"
+_FREE = "config", "out", "resume", "accept_changes", "workers", "checkpoint_every", "held_out"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], *, measure: Measure) -> int:
     quiet()
     parser = _parser()
     config, given = _read(parser, argv)
@@ -62,6 +68,7 @@ def main(argv: list[str]) -> int:
     )
     # here rather than in a worker: a source that teaches nothing is told at once
     feed[start]
+    held_out = _held_out(config, given.data)
     schedule = Schedule(config.steps, warmup=config.warmup)
     module = GeometryModule(encoder, lr=config.lr, decay=config.decay, schedule=schedule)
     log, interrupt = RunLog(out, "geometry"), Interrupt(checkpoint)
@@ -91,6 +98,10 @@ def main(argv: list[str]) -> int:
         return _INTERRUPTED
     save(encoder, out / "encoder")
     _tell(f"encoder: {out / 'encoder'}")
+    if held_out is not None:
+        _report(out / _METRICS, config.steps, measure(encoder, held_out, feed.spec))
+    elif config.held_out:
+        _tell(f"not measured: {type(given.data).__name__} has no test split beside what it was trained on")
     return 0
 
 
@@ -99,6 +110,23 @@ def save(encoder: GeometryEncoder, path: Path) -> None:
     with whole(path, ours=lambda place: (place / "encoder.json").is_file()) as draft:
         save_torch_state_dict(encoder.state_dict(), draft)
         (draft / "encoder.json").write_text(json.dumps(encoder.spec(), indent=2) + "\n")
+
+
+def _held_out(config: Namespace, source: Source) -> Source | None:
+    """As many scenes of the source's test split; None where it has none, or is to teach by it."""
+    given = config.data.init_args
+    if not config.held_out or given.get("split") != "train" or "count" not in given:
+        return None
+    return type(source)(**{**given.as_dict(), "split": "test", "count": config.held_out})
+
+
+def _report(path: Path, steps: int, found: dict[str, float]) -> None:
+    told = "  ".join(f"{name} {value:.3f}" for name, value in found.items() if name != "scenes")
+    _tell(f"metrics of {found['scenes']} held-out scenes of the test split: {told}")
+    # JSON has no word for what is not finite
+    values = {name: value if math.isfinite(value) else None for name, value in found.items()}
+    path.write_text(json.dumps({"steps": steps, "split": "test", **values}, indent=2) + "\n")
+    _tell(f"metrics: {path}")
 
 
 class _Lines(Callback):
@@ -223,6 +251,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--warmup", type=NonNegativeInt, default=500, help="steps until the learning rate is reached")
     parser.add_argument("--clip", type=NonNegativeFloat, default=1.0, help="largest norm of the gradient; 0: any")
     parser.add_argument("--recolour", type=bool, default=True, help="vary colours, brightness and contrast")
+    text = "scenes of the test split to measure the encoder on, where the data has one; 0: none"
+    parser.add_argument("--held_out", type=NonNegativeInt, default=200, help=text)
     parser.add_argument("--workers", type=NonNegativeInt, default=1, help="processes that make scenes")
     parser.add_argument("--seed", type=NonNegativeInt, default=0)
     parser.add_argument("--precision", type=str, default="32-true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -51,6 +53,7 @@ CONFIG = Path(__file__).parents[3] / "configs/fit_geometry/tinygeo.yaml"
 
 def fit(out: Path, *more: str) -> int:
     few = ["--steps", "6", "--batch", "2", "--warmup", "1", "--workers", "0", "--checkpoint_every", "3"]
+    few += ["--held_out", "3"]
     small = ["--data.init_args.count", "5", "--data.init_args.size", "[48, 56]", "--accelerator", "cpu"]
     return main(["fit-geometry", "--config", str(CONFIG), "--out", str(out), *few, *small, *more])
 
@@ -85,6 +88,44 @@ def test_what_is_saved_is_loaded_by_the_encoder_itself(whole):
     state = weights(whole)
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
     assert encoder.frozen and not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_encoder_is_measured_on_scenes_that_it_was_not_taught(whole, tmp_path, capsys):
+    found = json.loads((whole / "held_out.json").read_text())
+    assert (found["steps"], found["split"], found["scenes"]) == (6, "test", 3)
+    encoder = TinyGeo(weights=str(whole / "encoder"))
+    held_out = Scenes(count=3, size=(48, 56), views=(2, 4), split="test")
+    errors = []
+    for sample in held_out:
+        true = sample.geometry.depth
+        images = torch.from_numpy(np.stack(sample.geometry.views)).permute(0, 3, 1, 2)[None] / 255
+        given = GeometryInput(images, torch.ones(images.shape[:2], dtype=torch.bool))
+        depth, there = encoder.measure(given, heads=["depth"]).depth[0].numpy(), true > 0
+        depth = depth * np.median(true[there]) / np.median(depth[there])
+        errors.append(np.mean(np.abs(depth - true)[there] / true[there]))
+    assert found["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert found.keys() >= {"AUC@30", "AbsRel of one view", "Chamfer of points"}
+    # how it is measured is no part of what was learned
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    capsys.readouterr()
+    assert fit(out, "--resume", "--held_out", "2") == 0
+    assert "metrics of 2 held-out scenes of the test split: AUC@30 " in capsys.readouterr().err
+    assert json.loads((out / "held_out.json").read_text())["scenes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--held_out", "0"), None),
+        (("--data.init_args.split", "test"), "not measured: Scenes has no test split beside what it was trained on"),
+    ],
+)
+def test_no_encoder_is_measured_on_what_it_was_taught_or_unasked(tmp_path, capsys, options, told):
+    assert fit(tmp_path / "run", *options) == 0
+    said = capsys.readouterr().err
+    assert "metrics of" not in said and ("not measured: " in said) == (told is not None) and (told or "") in said
+    assert not (tmp_path / "run" / "held_out.json").exists()
 
 
 def test_the_loss_falls_on_one_scene():
@@ -246,6 +287,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     few = ["--steps", "4000", "--batch", "1", "--warmup", "1", "--workers", "1", "--accelerator", "cpu"]
     few += ["--data.init_args.count", "5", "--data.init_args.size", "[48, 56]", "--checkpoint_every", "1"]
+    few += ["--held_out", "0"]
     command = ["fit-geometry", "--config", str(CONFIG), "--out", str(out)]
     # a shell that runs tests in the background has its children ignore Ctrl-C
     default = partial(signal.signal, signal.SIGINT, signal.default_int_handler)

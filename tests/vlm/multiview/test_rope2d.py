@@ -1,3 +1,4 @@
+import properties
 import pytest
 import torch
 
@@ -36,6 +37,26 @@ def test_products_depend_on_differences_alone():
 
     torch.testing.assert_close(product([1, 2], [4, 3]), product([6, 3], [9, 4]), atol=1e-6, rtol=1e-6)
     assert not torch.allclose(product([1, 2], [4, 3]), product([1, 2], [3, 4]))
+
+
+def attended(x: torch.Tensor, turn) -> torch.Tensor:
+    """(D,n,n) to (D,): the mean of what tokens with these positions attend to."""
+    tokens = x.flatten(1).mT[None, None]
+    turned = turn(tokens)
+    return ((turned @ turned.mT).softmax(-1) @ tokens).mean((0, 1, 2))
+
+
+def test_a_picture_on_its_side_is_another_picture():
+    """Without positions no symmetry of the square is noticed; with them rows and columns are told apart."""
+    x = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rope = tables(positions((4, 4), 0), 8)
+    placed = lambda x: attended(x, lambda tokens: rotate(tokens, rope))  # noqa: E731
+    properties.assert_invariant(lambda x: attended(x, lambda tokens: tokens), range(8), properties.d4, x)
+    for symmetry in (4, 1):
+        properties.assert_not_invariant(placed, symmetry, properties.d4, x)
+    # transposed, the halves of a head have changed places, and that is all
+    on_its_side = lambda k, x: properties.d4(k, x).roll(4, 0)  # noqa: E731
+    properties.assert_equivariant(placed, [4], on_its_side, lambda _, y: y.roll(4, 0), x, atol=1e-6)
 
 
 def test_odd_widths_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import properties
 import torch
 
 from gnomon.vlm.multiview import rope3d
@@ -41,3 +42,19 @@ def test_only_differences_count():
 
     torch.testing.assert_close(product(one, other), product(one + shift, other + shift), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(product(one, other), product(one, other + shift), atol=1e-2)
+
+
+def test_a_picture_on_its_side_is_another_picture():
+    """Of 12 channels the thirds are of time, rows and columns: transposed, the last two have changed places."""
+    x = torch.randn(12, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rope = rope3d.tables(rope3d.positions(torch.tensor([2]), (4, 4), 0)[0], 12)
+    swapped = [*range(4), *range(8, 12), *range(4, 8)]
+
+    def placed(x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(1).mT
+        turned = rope3d.rotate(tokens, rope)
+        return ((turned @ turned.mT).softmax(-1) @ tokens).mean(0)
+
+    properties.assert_not_invariant(placed, 4, properties.d4, x)
+    on_its_side = lambda k, x: properties.d4(k, x)[swapped]  # noqa: E731
+    properties.assert_equivariant(placed, [4], on_its_side, lambda _, y: y[swapped], x, atol=1e-6)
