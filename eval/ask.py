@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image as Pillow
 
 from gnomon.data.collate import collate
 from gnomon.data.example import Example
 from gnomon.data.image import load
 from gnomon.data.sample import IMAGE_MARK, Geometry, Sample, Turn
+from gnomon.data.views import prepare
 from gnomon.eval.session import Loaded
 from gnomon.vlm.generate import Generation, generate
+from gnomon.vlm.multiview.coverage import choose
+from gnomon.vlm.survey import survey
 
-MOST_VIEWS = 32
+MOST_VIEWS, MOST_FRAMES = 32, 128
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer shows for a character of which only some bytes have come."""
@@ -49,13 +54,14 @@ def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     return [load(path, name=f"image {number}") for number, path in enumerate(paths, 1)]
 
 
-def read_views(folder: Path) -> list[np.ndarray]:
+def read_views(folder: Path, *, most: int = MOST_VIEWS) -> list[np.ndarray]:
     """Pixels of a folder's pictures in the order of their names, all brought to the first one's size."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give one with 2 to {MOST_VIEWS} views of one scene")
+        raise ValueError(f"{folder} is no folder; give one with 2 to {most} views of one scene")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
-    if not 2 <= len(paths) <= MOST_VIEWS:
-        raise ValueError(f"{folder} holds {len(paths)} pictures; give 2 to {MOST_VIEWS} views of one scene")
+    if not 2 <= len(paths) <= most:
+        more = f", or let --frames choose among {MOST_FRAMES}" if most < len(paths) <= MOST_FRAMES else ""
+        raise ValueError(f"{folder} holds {len(paths)} pictures; give 2 to {most} views of one scene{more}")
     views = [load(path, name=f"view {number}") for number, path in enumerate(paths)]
     height, width = views[0].shape[:2]
     shapes = {view.shape[:2] for view in views}
@@ -63,6 +69,22 @@ def read_views(folder: Path) -> list[np.ndarray]:
         told = ", ".join(f"{h}x{w}" for h, w in sorted(shapes))
         raise ValueError(f"{folder}: views of sizes {told} are not of one camera's format; crop them to one")
     return [np.asarray(Pillow.fromarray(view).resize((width, height))) for view in views]
+
+
+@torch.no_grad()
+def cover(loaded: Loaded, views: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Those that see most of the scene, by the points that the model's geometry encoder predicts."""
+    encoder, spec = loaded.model.geometry, loaded.processor.views
+    if encoder is None or spec is None or "points" not in encoder.heads:
+        raise ValueError(
+            f"--frames goes by points, and the geometry encoder of {loaded.name} predicts none; leave it out"
+        )
+    known = prepare(Geometry(tuple(views)), replace(spec, most=None), images=(), name="the folder")
+    (output,) = survey(encoder, [known], heads={"points"}).outputs
+    points, certain = output.points[0], output.points_confidence
+    return [
+        views[i] for i in choose(points, points.new_ones(points.shape[:3]) if certain is None else certain[0], count)
+    ]
 
 
 def question_of(

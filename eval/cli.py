@@ -190,6 +190,12 @@ def ask(argv: list[str]) -> int:
         "where there is no geometry encoder)",
     )
     parser.add_argument(
+        "--frames",
+        type=_positive,
+        metavar="N",
+        help="with --images: the N of up to 128 pictures that see most of the scene, as the geometry encoder knows it",
+    )
+    parser.add_argument(
         "--page",
         type=Path,
         metavar="FILE",
@@ -218,6 +224,9 @@ def ask(argv: list[str]) -> int:
     if args.shown is not None and args.images is None:
         raise ValueError("--shown says which views of a scene are seen, and there are none; give them with --images")
 
+    if args.frames is not None and args.images is None:
+        raise ValueError("--frames chooses among views of a scene, and there are none; give them with --images")
+
     from gnomon.eval import ask as work
     from gnomon.eval.record import check_place
     from gnomon.eval.session import open_model
@@ -225,8 +234,14 @@ def ask(argv: list[str]) -> int:
     if args.page is not None:
         check_place(args.page, option="--page")
     images = work.read_images(args.image)
-    views = () if args.images is None else work.read_views(args.images)
+    views = (
+        ()
+        if args.images is None
+        else work.read_views(args.images, most=work.MOST_VIEWS if args.frames is None else work.MOST_FRAMES)
+    )
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
+    if args.frames is not None:
+        views = work.cover(loaded, views, args.frames)
     if args.page is not None and loaded.model.scenery is None:
         raise ValueError(f"--page shows what a geometry encoder predicts, and {args.model} has none; leave it out")
     example = work.question_of(loaded, question, images, views, shown=args.shown)

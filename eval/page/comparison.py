@@ -35,8 +35,8 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
             f"<h2>Variants of {escape(base.model)}</h2>",
             blocks.note(
                 "The same items with fewer visual tokens, or with other geometry. Differences are paired over items, "
-                "their intervals resampled over images; time is measured and not estimated. The line joins what nothing "
-                "else beats in both."
+                "their intervals resampled over images; time is measured and not estimated. The line joins what "
+                "nothing else beats in both."
             ),
             blocks.card(svg.scatter_chart(points, x_label="milliseconds per item", y_label="score")),
             blocks.card(body, scroll=True),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gnomon.eval.ask import Stream, ask, question_of, read_images, read_views
+from gnomon.eval import ask as asking
+from gnomon.eval.ask import Stream, ask, cover, question_of, read_images, read_views
 from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.geometry.tinygeo import TinyGeo
@@ -102,6 +103,22 @@ def test_more_views_than_the_encoder_takes_are_refused(surveying, tmp_path):
     loaded = surveying(geometry, Add(align="pool"))
     with pytest.raises(ValueError, match=r"3 views are more than max_views 2; leave some out"):
         question_of(loaded, "What?", views=[np.zeros((32, 32, 3), np.uint8)] * 3)
+
+
+def test_of_many_pictures_those_are_asked_about_that_see_most(surveying, monkeypatch):
+    loaded = surveying(TinyGeo(), Add(align="pool"))
+    pictures = [np.full((32, 32, 3), level, np.uint8) for level in range(6)]
+    given = {}
+
+    def chosen(points, confidence, count):
+        given.update(points=points, confidence=confidence, count=count)
+        return [0, 4]
+
+    monkeypatch.setattr(asking, "choose", chosen)
+    assert [int(view[0, 0, 0]) for view in cover(loaded, pictures, 2)] == [0, 4]
+    assert given["points"].shape[:1] == given["confidence"].shape[:1] == (6,) and given["count"] == 2
+    with pytest.raises(ValueError, match=r"--frames goes by points, and the geometry encoder of .* predicts none"):
+        cover(surveying(TinyGeo(heads=()), Add(align="pool")), pictures, 2)
 
 
 def test_folders_that_hold_no_views_are_refused(tmp_path):
