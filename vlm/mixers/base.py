@@ -173,8 +173,12 @@ class Rows:
 
     def newest(self) -> tuple[Tensor, Tensor]:
         """How many tokens the last sequence of each row has, (B,), and an order (B,T) in which they stand last."""
-        mine = self.visible if self.segment is None else self.visible & (self.segment == self.last)
-        return mine.sum(1), mine.long().argsort(dim=1, stable=True)
+        return self.mine.sum(1), self.mine.long().argsort(dim=1, stable=True)
+
+    @property
+    def mine(self) -> Tensor:
+        """(B,T) whether a token is of the last sequence of its row."""
+        return self.visible if self.segment is None else self.visible & (self.segment == self.last)
 
     @property
     def last(self) -> Tensor:
@@ -196,6 +200,24 @@ class Rows:
     def _close(self) -> Tensor:
         """The segments with all padding in front."""
         return self.segment.gather(1, self.visible.long().argsort(dim=1, stable=True))
+
+
+def recall(
+    k: Tensor, v: Tensor, rows: Rows, memory: Memory | None, window: int | None = None
+) -> tuple[Tensor, Tensor, Mask, Memory | None]:
+    """For softmax: keys and values with the remembered ones before them, who sees whom, and all as the new memory."""
+    if memory is None:
+        return k, v, rows.within(window), None
+    new, seen, mask = k.shape[1], rows.mine, rows.within(window)
+    if memory:
+        k, v, seen = (torch.cat([memory[name], x], 1) for name, x in (("k", k), ("v", v), ("seen", seen)))
+        mask = CAUSAL if window is None else recent(window)
+        if not bool(seen.all()):
+            # not as segments: a row may bring no query and still hold keys
+            back = (p := seen.cumsum(1))[:, -new:, None] - p[:, None]
+            near = (back >= 0) & (back < (p.shape[1] if window is None else window))
+            mask = (near & seen[:, None] & seen[:, -new:, None])[:, None]
+    return k, v, mask, {"k": k, "v": v, "seen": seen}
 
 
 class FeatureMap(nn.Module):
