@@ -111,12 +111,19 @@ def decode(argv: list[str]) -> int:
 def kernels(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gnomon bench kernels",
-        description="Attention operators at growing lengths, forward and forward with backward, each compared with its "
-        "float64 reference first, beside dense attention, FlexAttention and, where they are installed, "
+        description="Attention operators at growing lengths, forward and forward with backward, outputs and gradients "
+        "compared with the float64 reference first, beside dense attention, FlexAttention and, where installed, "
         "flash-linear-attention and NATTEN, on the same machine in the same run.",
     )
     parser.add_argument("--ops", nargs="+", default=[], metavar="NAME", help="operators or families (default: all)")
-    parser.add_argument("--lengths", type=_positive, nargs="+", default=[576, 2304, 9216], metavar="T")
+    parser.add_argument(
+        "--lengths",
+        type=_positive,
+        nargs="+",
+        default=[576, 2304, 9216, 36864, 65536],
+        metavar="T",
+        help="tokens (default: 576 2304 9216 36864 65536; --patience ends a row that becomes too slow)",
+    )
     parser.add_argument("--batch", type=_positive, default=1, metavar="N")
     parser.add_argument("--heads", type=_positive, default=8, metavar="N")
     parser.add_argument("--width", type=_positive, default=64, metavar="N", help="of a head (default: 64)")

@@ -34,6 +34,7 @@ FAMILIES = {
 FIELDS = ("Paper", "Origin", "Rule", "Where", "Differs")
 HELPERS = {"base"}
 """Files of a family's folder that are no method."""
+OPERATORS = tuple(family for family, folder in FAMILIES.items() if folder.startswith("kernels/"))
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,40 @@ def methods(family: str) -> list[Method]:
     return rows
 
 
+def patterns(family: str | None, *, as_json: bool = False) -> str:
+    """What the attention operators support; of one family, or of all."""
+    if family is not None and family not in OPERATORS:
+        raise ValueError(f"--patterns of {family!r}, which has no attention operators; use {', '.join(OPERATORS)}")
+    # here and not above: the records import torch, which a list of the files does not need
+    from gnomon.kernels.analysis.coverage import coverage, markdown
+    from gnomon.kernels.members import members
+    from gnomon.kernels.op import PATTERNS
+
+    rows = [row for row in coverage(members()) if family in (None, row.family)]
+    if as_json:
+        return json.dumps([{**asdict(row), "patterns": sorted(row.patterns)} for row in rows], indent=2)
+    return f"{markdown(rows)}\n{', '.join(f'{short}: {long}' for short, long in PATTERNS.items())}"
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="gnomon methods", description=__doc__)
     parser.add_argument("family", nargs="?", help=f"one of {', '.join(FAMILIES)}; all when left out")
     parser.add_argument("--long", action="store_true", help="print rule and differences too")
+    parser.add_argument(
+        "--patterns",
+        action="store_true",
+        help="instead, which attention operator takes self- and cross-attention, causal or not, any mask, a state, "
+        f"packed sequences, a grid (families {', '.join(OPERATORS)})",
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     args = parser.parse_args(argv)
     if args.family is not None and args.family not in FAMILIES:
         from gnomon.cli.main import nearest
 
         raise ValueError(f"family {args.family!r} is unknown{nearest(args.family, list(FAMILIES))}")
+    if args.patterns:
+        print(patterns(args.family, as_json=args.json))
+        return 0
     rows = [m for family in ([args.family] if args.family else FAMILIES) for m in methods(family)]
     if args.json:
         print(json.dumps([asdict(m) for m in rows], indent=2))

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gnomon.kernels.mask import Bound, Causal, Everything, walk
 from gnomon.kernels.masks.atoms import Group
 from gnomon.kernels.masks.blocks import block_lists
-from gnomon.kernels.masks.flex import block_mask
+from gnomon.kernels.masks.flex import block_mask, compiled
 from gnomon.kernels.masks.groups import groups
 from gnomon.kernels.op import Cost, Impl, Result, Shape, State, nothing
 
@@ -88,8 +88,10 @@ def flex(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: S
     """FlexAttention: compiled on a GPU; on the CPU its plain form, which has no backward."""
     # the CPU form refuses tensors that require a gradient even where none is recorded
     heads_first = [x.transpose(1, 2) if torch.is_grad_enabled() else x.detach().transpose(1, 2) for x in (q, k, v)]
-    attend = torch.compile(flex_attention) if q.device.type == "cuda" else flex_attention
-    return attend(*heads_first, block_mask=block_mask(mask, heads=q.shape[2]), scale=scale).transpose(1, 2), None
+    blocks = block_mask(mask, heads=q.shape[2])
+    if q.device.type == "cuda":
+        return compiled(*heads_first, mask=blocks, scale=scale).transpose(1, 2), None
+    return flex_attention(*heads_first, block_mask=blocks, scale=scale).transpose(1, 2), None
 
 
 def flex_refuses(shape: Shape, mask: Bound) -> str | None:

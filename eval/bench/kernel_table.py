@@ -24,8 +24,9 @@ x dense: how many times faster than dense attention (SDPA, of the same causality
 TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
 time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at
 the measured ceilings, as a share of the forward time. Passes: over the keys. Error: largest difference from the float64
-reference at 256 tokens, as a share of the largest output; what is wrong is not timed. Operators that see everything at
-that length are checked with smaller sizes, too."""
+reference at 256 tokens, as a share of the largest number; of the output and, where the backward is timed, of the
+gradients of q, k and v; what is wrong is not timed. Operators that see everything at that length are checked with
+smaller sizes, too."""
 
 
 class Report:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.eval.bench.density import density
@@ -26,9 +27,11 @@ from gnomon.vlm.generate import now
 AnyTimed = TypeVar("AnyTimed", bound=Timed)
 
 CHECKED = 256
-"""Tokens at which outputs are compared with the float64 reference before anything is timed."""
+"""Tokens at which outputs and gradients are compared with the float64 reference before anything is timed."""
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-"""Largest error of an output, as a share of the largest output."""
+"""Largest error of an output, as a share of the largest output; the same of the gradients of q, k and v, each."""
+FOREIGN = (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError)
+"""How another version of a package than we know may fail."""
 
 
 @dataclass
@@ -131,6 +134,8 @@ class _Bench:
         self.slow: dict[str, str] = {}
         self.told: set[str] = set()
         self.errors: dict[str, float] = {}
+        self.truths: dict[int, list[Tensor | None]] = {}
+        self.backless: dict[str, str] = {}
         self.unseen: set[str] = set()
 
     def dense(self, length: int, causal: bool) -> Timing:
@@ -149,10 +154,14 @@ class _Bench:
     def member(self, member: Member, length: int, causal: bool) -> Iterator[Timing]:
         name = f"{member.family}/{member.op.name}"
         timing = Timing(name, self.impl, length, causal)
+        # only kept for the peers, which come next
+        self.truths.clear()
 
         def make() -> Call:
             call = _begun(Call(member, length, causal, self.setting, self.impl))
-            timing.error = self._error(member, causal, None, call.chosen.used if call.chosen else self.impl)
+            assert call.chosen is not None
+            timing.error = self._error(member, causal, None, call.chosen.used)
+            call.forward_only = self.backless.get(_key(member, None, call.chosen.used), "")
             return call
 
         ours = self._time(timing, make, name)
@@ -187,7 +196,8 @@ class _Bench:
 
         def make() -> Timed:
             timing.error = self._error(member, beside.causal, peer, self.impl)
-            return _begun(Timed(peer.prepare(ours), ours.learned, peer.forward_only))
+            why = peer.forward_only or self.backless.get(_key(member, peer, self.impl), "")
+            return _begun(Timed(peer.prepare(ours), ours.learned, why))
 
         if self._time(timing, make, name) is not None:
             timing.operations, timing.bytes, timing.floor = beside.operations, beside.bytes, beside.floor
@@ -195,33 +205,49 @@ class _Bench:
         yield timing
 
     def _error(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
-        """The largest difference from the float64 reference on the same numbers, as a share of the largest output."""
+        """The largest difference from the float64 reference on the same numbers, as a share of the largest number: of
+        the output and, where the backward is timed, of the gradients of q, k and v.
+        """
         key = _key(member, peer, impl)
         if key not in self.errors:
             self.errors[key] = self._difference(member, causal, peer, impl)
         return self.errors[key]
 
     def _difference(self, member: Member, causal: bool, peer: Peer | None, impl: str) -> float:
-        errors, shares = [], []
-        for other in checks(member, CHECKED, self.setting.dtype):
+        key, errors, shares = _key(member, peer, impl), [], []
+        expected = FOREIGN if peer else (ValueError, RuntimeError)
+        for number, other in enumerate(checks(member, CHECKED, self.setting.dtype)):
             try:
-                truth = Call(member, CHECKED, causal, self.setting, "reference", wide=True, other=other).forward()
+                truth = self._truth(member, causal, other, number)
                 call = Call(member, CHECKED, causal, self.setting, impl, other=other)
-                found = call.forward()
+                found: list[Tensor | None] = [call.forward()]
             except ValueError as error:
                 raise ValueError(f"its check at {CHECKED} tokens: {error}") from error
+            timed: Timed = call
             if peer is not None:
                 try:
-                    found = Timed(peer.prepare(call), ()).forward()
-                except (ImportError, AttributeError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-                    # another version of a package than we know may fail in any of these ways
+                    timed = Timed(peer.prepare(call), call.learned, peer.forward_only)
+                    found = [timed.forward()]
+                except FOREIGN as error:
                     raise RuntimeError(f"{peer.failing}: {_line(error)}") from error
-            errors.append((found.double() - truth).abs().max() / truth.abs().max())
+            if self.setting.backward and not timed.forward_only:
+                try:
+                    found += timed.checked(3)[1:]
+                except expected as error:
+                    self.backless[key] = f"no backward: {_line(error)}"
+            errors += [_share(x, y) for x, y in zip(found, truth)]
             shares.append(density(call))
         if all(share == 1 for share in shares):
-            self.unseen.add(_key(member, peer, impl))
+            self.unseen.add(key)
         # torch's maximum: NaN is the largest of all
         return float(torch.stack(errors).max())
+
+    def _truth(self, member: Member, causal: bool, other: Mapping[str, Any], number: int) -> list[Tensor | None]:
+        """The reference's output and gradients in float64."""
+        if number not in self.truths:
+            call = Call(member, CHECKED, causal, self.setting, "reference", wide=True, other=other)
+            self.truths[number] = call.checked(3) if self.setting.backward else [call.forward()]
+        return self.truths[number]
 
     def _time(self, timing: Timing, make: Callable[[], Timed], name: str) -> Timed | None:
         """Fills in seconds and note of what `make` has begun and checked; None if it could not even be called."""
@@ -263,6 +289,14 @@ def _begun(call: AnyTimed) -> AnyTimed:
     """The first call chooses, compiles and makes what is kept with a mask."""
     call.forward()
     return call
+
+
+def _share(found: Tensor | None, truth: Tensor | None) -> Tensor:
+    """The largest difference as a share of the largest true number; no gradient is one of zeros."""
+    if found is None or truth is None:
+        some = found if truth is None else truth
+        return torch.zeros(()) if some is None else _share(torch.zeros_like(some), some)
+    return ((found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).cpu()
 
 
 def _key(member: Member, peer: Peer | None, impl: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import logsigmoid
 
 from gnomon.eval.bench.kernel_calls import Call, is_pattern
 from gnomon.kernels.masks.flex import block_mask
@@ -41,7 +42,32 @@ _LINEAR: dict[str, tuple[str, str, dict[str, str], dict[str, object]]] = {
     "deltanet": ("fla.ops.delta_rule", "chunk_delta_rule", {"beta": "beta"}, _NORMED),
     "gated_deltanet": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule", {"g": "g", "beta": "beta"}, _NORMED),
     "kda": ("fla.ops.kda", "chunk_kda", {"g": "g", "beta": "beta"}, _NORMED),
+    "based": ("fla.ops.based", "fused_chunk_based", {}, {}),
+    "hgrn2": ("fla.ops.gla", "chunk_gla", {}, {}),
+    "lightnet": ("fla.ops.gla", "chunk_gla", {}, {}),
+    "hedgehog": ("fla.ops.linear_attn", "chunk_linear_attn", {}, {"normalize": True}),
 }
+
+
+def _hgrn2(q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    return {"q": q, "k": torch.sigmoid(-k), "g": logsigmoid(k.float())}
+
+
+def _lightnet(q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    z = k.float().logcumsumexp(1)
+    # nothing is there yet that the first gate could let go
+    return {"q": q, "k": (k - z).exp().to(k.dtype), "g": torch.cat([z[:, :1], z[:, :-1]], 1) - z}
+
+
+def _hedgehog(q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    q, k = (torch.cat([x.softmax(-1), (-x).softmax(-1)], -1) for x in (q, k))
+    return {"q": q, "k": k}
+
+
+# What their layers of the same name make of q and k before they call the function: it is timed with it.
+_BEFORE: dict[str, Callable[[Tensor, Tensor], dict[str, Tensor]]] = {
+    "hgrn2": _hgrn2, "lightnet": _lightnet, "hedgehog": _hedgehog
+}  # fmt: skip
 
 
 def peers(member: Member, causal: bool, device: torch.device) -> list[Peer]:
@@ -85,8 +111,11 @@ def _linear(call: Call, name: str) -> Callable[[], Tensor]:
     run = getattr(importlib.import_module(module), function)
 
     def output() -> Tensor:
+        q, k, v = call.qkv
         theirs = {names[own]: -x if own == "decay" else x for own, x in call.tensors.items()}
-        return run(*call.qkv, **theirs, **more)[0]
+        made = _BEFORE[name](q, k) if name in _BEFORE else {"q": q, "k": k}
+        found = run(**made, v=v, **theirs, **more)
+        return found if isinstance(found, Tensor) else found[0]
 
     return output
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -175,19 +176,35 @@ def twin_refuses(shape: Shape, mask: Bound) -> str | None:
     if not shape.causal:
         return "the kernels are causal"
     if shape.width > 256:
-        return f"keys are {shape.width} wide, the kernels take 256"
+        return f"the recurrence has keys {shape.width} wide, the kernels take 256"
     return interpreter_refuses(shape, mask)
 
 
 TWIN = triton("linear.core:chunk", refuses=twin_refuses, packed=True)
 
 
-def impls(around: Callable[[Callable[..., Result]], Callable[..., Result]]) -> dict[str, Impl]:
-    """For a method that does something around the core: it is given one and returns a whole implementation."""
+def impls(
+    around: Callable[[Callable[..., Result]], Callable[..., Result]],
+    *,
+    inside: Callable[[Shape], Shape] | None = None,
+    packed: bool = True,
+) -> dict[str, Impl]:
+    """For a method that does something around the core: it is given one and returns a whole implementation.
+
+    inside  the shape that the core sees, where it is another one
+    packed  what is done around the core knows no other token; else it gets one sequence at a time
+    """
+
+    def call(*tensors: Tensor, cu_seqlens: Tensor | None = None, **named: object) -> Result:
+        return around(partial(TWIN.call, cu_seqlens=cu_seqlens))(*tensors, **named)
+
+    def reason(shape: Shape, mask: Bound) -> str | None:
+        return TWIN.refuses(shape if inside is None else inside(shape), mask)
+
     return {
         "recurrent": Impl(around(recurrent), declines=many_tokens),
         "chunk": Impl(around(chunk)),
-        "triton": replace(TWIN, call=around(TWIN.call), packed=False),
+        "triton": replace(TWIN, call=call, refuses=reason, packed=packed),
     }
 
 

@@ -90,8 +90,14 @@ def features(width: int) -> int:
     return 1 + width + width * (width + 1) // 2
 
 
+def inside(shape: Shape) -> Shape:
+    """Of the recurrence of features."""
+    width = features(shape.width)
+    return replace(shape, width=width, value_width=shape.value_width + 1, dtype=shape.accumulate)
+
+
 def start(shape: Shape) -> State:
-    return base.start(replace(shape, width=features(shape.width), value_width=shape.value_width + 1))
+    return base.start(inside(shape))
 
 
 def cost(shape: Shape) -> Cost:
@@ -108,12 +114,24 @@ def long(sizes: Sizes) -> Example:
 
 OP = Op(
     name="based",
-    impls={"reference": Impl(quadratic), **base.impls(by_features), "chunk": Impl(chunk)},
+    impls={"reference": Impl(quadratic), **base.impls(by_features, inside=inside), "chunk": Impl(chunk)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
     handmade=frozenset({"triton"}),
     cost=cost,
+    # I is 1, H is 1/2
+    cascade="""
+        N         = sum(I[m])
+        U[f]      = sum(V[f,m])
+        Z[e]      = sum(K[e,m])
+        S[e,f]    = K[e,m] * V[f,m]
+        Z2[e,g]   = K[e,m] * K[g,m]
+        S2[e,g,f] = K[e,m] * K[g,m] * V[f,m]
+        Y[f,p]    = U[f] + Q[e,p] * S[e,f] + H * Q[e,p] * Q[g,p] * S2[e,g,f]
+        C[p]      = N + Q[e,p] * Z[e] + H * Q[e,p] * Q[g,p] * Z2[e,g]
+        O[f,p]    = Y[f,p] / C[p]
+    """,
     example=just_qkv,
     variants={"long": long},
 )

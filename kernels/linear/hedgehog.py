@@ -63,8 +63,13 @@ def by_features(core: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def inside(shape: Shape) -> Shape:
+    """Of the recurrence of features."""
+    return replace(shape, width=2 * shape.width, value_width=shape.value_width + 1, dtype=shape.accumulate)
+
+
 def start(shape: Shape) -> State:
-    return base.start(replace(shape, width=2 * shape.width, value_width=shape.value_width + 1))
+    return base.start(inside(shape))
 
 
 def cost(shape: Shape) -> Cost:
@@ -83,12 +88,25 @@ def joint(sizes: Sizes) -> Example:
 
 OP = Op(
     name="hedgehog",
-    impls={"reference": Impl(quadratic), **base.impls(by_features)},
+    impls={"reference": Impl(quadratic), **base.impls(by_features, inside=inside)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
     handmade=frozenset({"triton"}),
     cost=cost,
+    # D is 1 and -1, FQ what becomes of the queries as F of the keys
+    cascade="""
+        X[h,e,m] = D[h] * K[e,m]
+        M[h,m]   = max(X[h,e,m])
+        E[h,e,m] = exp(X[h,e,m] - M[h,m])
+        B[h,m]   = sum(E[h,e,m])
+        F[h,e,m] = E[h,e,m] / B[h,m]
+        S[h,e,f] = F[h,e,m] * V[f,m]
+        Z[h,e]   = sum(F[h,e,m])
+        Y[f,p]   = FQ[h,e,p] * S[h,e,f]
+        C[p]     = FQ[h,e,p] * Z[h,e]
+        O[f,p]   = Y[f,p] / C[p]
+    """,
     example=halves,
     variants={"joint": joint},
 )

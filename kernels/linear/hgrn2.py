@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 import gnomon.kernels.linear.base as base
+from gnomon.kernels.analysis.recurrences import recurrence
 from gnomon.kernels.example import Example, Sizes, just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Impl, Op, Result, State
@@ -94,6 +95,12 @@ OP = Op(
     state=base.start,
     handmade=frozenset({"triton"}),
     cost=base.cost(gates="vector"),
+    # G are the logs of the forget gates, I is 1
+    cascade="""
+        F[e,m1,m0] = exp(G[e,m1,m0])
+        K[e,m1,m0] = I - F[e,m1,m0]
+    """
+    + recurrence(gates="vector"),
     example=just_qkv,
     variants={"bounded": bounded},
 )

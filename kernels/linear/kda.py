@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import gnomon.kernels.linear.base as base
+from gnomon.kernels.analysis.recurrences import recurrence
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Impl, Op, Result, State
@@ -91,6 +92,7 @@ OP = Op(
     state=base.start,
     handmade=frozenset({"triton"}),
     cost=base.cost(gates="vector", delta=True),
+    cascade=recurrence(gates="vector", delta=True),
     example=example,
     variants={"extreme": extreme},
 )

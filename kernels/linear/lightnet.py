@@ -98,12 +98,20 @@ def steep(sizes: Sizes) -> Example:
 
 OP = Op(
     name="lightnet",
-    impls={"reference": Impl(reference), **base.impls(with_ratios)},
+    impls={"reference": Impl(reference), **base.impls(with_ratios, packed=False)},
     auto=base.AUTO,
     patterns=frozenset({"NS", "CS", "NC"}),
     state=start,
     handmade=frozenset({"triton"}),
     cost=cost,
+    cascade="""
+        GM[e]   = max(K[e,m])
+        N[e,m]  = exp(K[e,m] - GM[e])
+        Z[e]    = sum(N[e,m])
+        NV[e,f] = N[e,m] * V[f,m]
+        S[e,f]  = NV[e,f] / Z[e]
+        O[f,p]  = Q[e,p] * S[e,f]
+    """,
     example=just_qkv,
     variants={"steep": steep},
 )

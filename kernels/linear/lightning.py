@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import gnomon.kernels.linear.base as base
+from gnomon.kernels.analysis.recurrences import recurrence
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Impl, Op, Result, State
@@ -107,6 +108,8 @@ OP = Op(
     state=base.start,
     handmade=frozenset({"triton"}),
     cost=base.cost(gates="scalar"),
+    # G is minus the decay, for all tokens
+    cascade=recurrence(gates="scalar"),
     example=example,
     variants={"strong": strong},
 )

@@ -194,6 +194,25 @@ OP = Op(
     patterns=frozenset({"CS", "CC"}),
     cache=True,
     cost=cost,
+    # NEAR is 0 in the window, else minus infinity; OLD is 1 for keys before it; D, F, FQ as in hedgehog, of the maps
+    cascade="""
+        QK[m,p]    = Q[e,p] * K[e,m]
+        B[m,p]     = QK[m,p] + NEAR[m,p]
+        GM[p]      = max(B[m,p])
+        SN[m,p]    = exp(B[m,p] - GM[p])
+        SD[p]      = sum(SN[m,p])
+        AV[f,p]    = SN[m,p] * V[f,m]
+        X[h,g,m]   = D[h] * KM[g,m]
+        M[h,m]     = max(X[h,g,m])
+        E[h,g,m]   = exp(X[h,g,m] - M[h,m])
+        EB[h,m]    = sum(E[h,g,m])
+        F[h,g,m]   = E[h,g,m] / EB[h,m]
+        S[h,g,f,p] = OLD[m,p] * F[h,g,m] * V[f,m]
+        Z[h,g,p]   = OLD[m,p] * F[h,g,m]
+        Y[f,p]     = MU * AV[f,p] + FQ[h,g,p] * S[h,g,f,p]
+        C[p]       = MU * SD[p] + FQ[h,g,p] * Z[h,g,p]
+        O[f,p]     = Y[f,p] / C[p]
+    """,
     example=example,
     variants={"no window": no_window, "wide window": wide_window},
 )

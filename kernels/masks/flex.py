@@ -1,4 +1,4 @@
-"""FlexAttention's view of a mask: a predicate of one pair, and the BlockMask made from it."""
+"""FlexAttention's view of a mask: a predicate of one pair, the BlockMask made from it, and the compiled function."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from gnomon.kernels.mask import Bound
 from gnomon.kernels.masks.blocks import block_lists
 from gnomon.kernels.masks.tokens import Tokens
+
+LIMIT = 256
+"""Rules and kinds of shapes that are compiled at most; torch's own 8 are for functions that should not need many."""
 
 
 class _Pair:
@@ -68,8 +71,27 @@ def block_mask(bound: Bound, *, heads: int, block: int = 128) -> BlockMask:
     return found
 
 
+def compiled(q: Tensor, k: Tensor, v: Tensor, *, mask: BlockMask, scale: float) -> Tensor:
+    """FlexAttention on (B,H,T,D), compiled or refused: beyond its limit torch would go on with the plain form, which
+    holds all scores.
+    """
+    if torch.compiler.is_compiling():
+        return flex_attention(q, k, v, block_mask=mask, scale=scale)
+    # imported late: it takes long
+    from torch._dynamo import config, exc
+
+    # torch 2.6 has another name for the error, and its name for the limit is known to all later ones
+    too_many = getattr(exc, "FailOnRecompileLimitHit", None) or exc.FailOnCacheLimitHit
+    try:
+        with config.patch(cache_size_limit=LIMIT):
+            return torch.compile(flex_attention, fullgraph=True)(q, k, v, block_mask=mask, scale=scale)
+    except too_many as error:
+        remedy = "use another impl (chunk), or call torch.compiler.reset() now and then"
+        raise ValueError(f"flex: torch compiles no more than {LIMIT} masks and shapes; {remedy}") from error
+
+
 def densify(mask: BlockMask, bound: Bound, heads: int) -> Tensor:
-    """What a kernel that follows the BlockMask lets through: full blocks whole, partial ones by the predicate."""
+    """What a kernel that follows the BlockMask lets through: full blocks whole, partial ones by the rule."""
     block_q, block_k = mask.BLOCK_SIZE
     partial = _dense(mask.kv_num_blocks, mask.kv_indices)
     full = torch.zeros_like(partial)

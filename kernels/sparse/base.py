@@ -19,6 +19,9 @@ from gnomon.kernels.op import Impl, Result, Shape, State, interpreter_refuses, t
 TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 """The extents of a tile of 64 tokens on a line, an image, a video."""
 
+MOST = {torch.bfloat16: 256, torch.float16: 256}
+"""How wide heads may be in the kernels of triton_ops/sparse, by dtype; wider ones overflow registers."""
+
 
 def tile_order(tokens: Tokens) -> Tensor | None:
     """The places of the tokens, tile after tile; None where raster order is as good."""
@@ -120,11 +123,20 @@ def sdpa_declines(shape: Shape, mask: Bound) -> str | None:
     return None if plain else "it would compute the hidden pairs too"
 
 
+def twin_refuses(shape: Shape, mask: Bound) -> str | None:
+    """What the kernels of triton_ops/sparse do not hold; of blocks they make tiles, so these may have any length."""
+    most = MOST.get(shape.dtype, 128)
+    wide = max(shape.width, shape.value_width)
+    if wide > most:
+        return f"heads are {wide} wide, the kernels take {most} in {str(shape.dtype).removeprefix('torch.')}"
+    return interpreter_refuses(shape, mask)
+
+
 IMPLS = {
     **attend.IMPLS,
     "sdpa": Impl(attend.sdpa, packed=True, declines=sdpa_declines),
     "tile": Impl(tile, packed=True, declines=tile_declines),
-    "triton": triton("sparse.blocks:attend", refuses=interpreter_refuses, packed=True),
+    "triton": triton("sparse.blocks:attend", refuses=twin_refuses, packed=True),
 }
 AUTO = ("sdpa", "group", "triton", "tile", "flex", "chunk")
 """For static patterns: any mask, one implementation after the other."""

@@ -24,7 +24,8 @@ from gnomon.kernels import attend
 from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
-from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, interpreter_refuses, triton
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
+from gnomon.kernels.sparse.base import twin_refuses
 
 STRIP = 512
 """Queries whose scores are in memory at once."""
@@ -248,7 +249,7 @@ OP = Op(
         "chunk": Impl(chunk, refuses, grouped=True),
         "triton": triton(
             "sparse.infllm_v2:run",
-            refuses=lambda shape, mask: refuses(shape, mask) or interpreter_refuses(shape, mask),
+            refuses=lambda shape, mask: refuses(shape, mask) or twin_refuses(shape, mask),
             grouped=True,
         ),
     },
@@ -258,6 +259,25 @@ OP = Op(
     cache=True,
     handmade=frozenset({"triton"}),
     cost=cost,
+    # two passes over the window means (m1), for their sum and for the shares, and one over the chosen keys
+    cascade="""
+        KC[e,m1]    = sum(K[e,m1,m0])
+        QC[m1,p]    = Q[e,p] * KC[e,m1]
+        RM[m1+1,p]  = max(RM[m1,p], QC[m1,p])
+        RC[m1,p]    = exp(RM[m1,p] - RM[m1+1,p])
+        RE[m1,p]    = exp(QC[m1,p] - RM[m1+1,p])
+        RD[m1+1,p]  = RD[m1,p] * RC[m1,p] + RE[m1,p]
+        CE[m1,p]    = exp(QC[m1,p] - RM[M,p])
+        CP[m1,p]    = CE[m1,p] / RD[M,p]
+        TOP[p]      = max(CP[m1,p])
+        B[m1,p]     = max(CP[m1,p], TOP[p])
+        QK[m1,m0,p] = B[m1,p] * Q[e,p] * K[e,m1,m0]
+        GM[p]       = max(QK[m1,m0,p])
+        SN[m1,m0,p] = exp(QK[m1,m0,p] - GM[p])
+        SD[p]       = sum(SN[m1,m0,p])
+        AV[f,p]     = SN[m1,m0,p] * V[f,m1,m0]
+        O[f,p]      = AV[f,p] / SD[p]
+    """,
     example=_example,
     variants={
         "local": lambda sizes: _example(sizes, block=4, local=1, pool=4, stride=2),

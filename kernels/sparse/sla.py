@@ -20,7 +20,8 @@ from torch.nn.functional import elu, pad, scaled_dot_product_attention
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
-from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, interpreter_refuses, triton
+from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
+from gnomon.kernels.sparse.base import twin_refuses
 
 FEATURES = {
     "softmax": lambda x: x.softmax(-1),
@@ -202,12 +203,30 @@ OP = Op(
     impls={
         "reference": Impl(dense),
         "chunk": Impl(chunk),
-        "triton": triton("sparse.sla:run", refuses=interpreter_refuses),
+        "triton": triton("sparse.sla:run", refuses=twin_refuses),
     },
     auto=("triton", "chunk"),
     patterns=frozenset({"NS", "NC"}),
     handmade=frozenset({"triton"}),
     cost=cost,
+    # a pass for the means, one for all the rest; B stands for the choice of blocks
+    cascade="""
+        KC[e,m1]        = sum(K[e,m1,m0])
+        QC[e,p1]        = sum(Q[e,p1,p0])
+        CS[m1,p1]       = QC[e,p1] * KC[e,m1]
+        TOP[p1]         = max(CS[m1,p1])
+        B[m1,p1]        = max(CS[m1,p1], TOP[p1])
+        QK[m1,m0,p1,p0] = B[m1,p1] * Q[e,p1,p0] * K[e,m1,m0]
+        GM[p1,p0]       = max(QK[m1,m0,p1,p0])
+        SN[m1,m0,p1,p0] = exp(QK[m1,m0,p1,p0] - GM[p1,p0])
+        SD[p1,p0]       = sum(SN[m1,m0,p1,p0])
+        AV[f,p1,p0]     = SN[m1,m0,p1,p0] * V[f,m1,m0]
+        S[e,f,p1]       = B[m1,p1] * FK[e,m1,m0] * V[f,m1,m0]
+        Z[e,p1]         = B[m1,p1] * FK[e,m1,m0]
+        Y[f,p1,p0]      = FQ[e,p1,p0] * S[e,f,p1]
+        C[p1,p0]        = FQ[e,p1,p0] * Z[e,p1]
+        O[f,p1,p0]      = AV[f,p1,p0] / SD[p1,p0] + Y[f,p1,p0] / C[p1,p0]
+    """,
     example=_example,
     variants={
         "elu": lambda sizes: _example(sizes, feature="elu", negligible=0),

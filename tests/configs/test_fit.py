@@ -88,6 +88,6 @@ def test_the_demo_is_small_and_needs_no_network():
 
 def test_no_yaml_is_left_out():
     known = {"auxiliary", "base", "compute", "connectors", "demo", "mixers", "model", "checkpoints", "reduction"}
-    # fusion, geometry and recipes have tests of their own
-    known |= {"crossview", "fit_geometry", "fusion", "geometry", "recipes"}
+    # fusion, geometry, operators and recipes have tests of their own
+    known |= {"crossview", "fit_geometry", "fusion", "geometry", "operators", "recipes"}
     assert {path.name for path in ROOT.iterdir() if path.is_dir()} <= known, "a new folder of configs needs a test here"

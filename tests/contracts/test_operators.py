@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,10 +17,10 @@ import torch
 from attending import MEMBERS, SPLIT, Call, accepts, calls, close, remembers, with_gradients
 from torch import Tensor
 
-from gnomon.kernels.mask import CAUSAL, EVERYTHING, bind
+from gnomon.kernels.mask import CAUSAL, EVERYTHING, Mask, bind
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.members import Member
-from gnomon.kernels.op import Shape, recording
+from gnomon.kernels.op import Impl, Result, Shape, State, recording
 
 # FlexAttention says that it is slow when it is not compiled; here it is only compared
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -111,6 +112,34 @@ def test_packed_equals_separate(call: Call):
             close(o, torch.cat([o for o, _ in parts], 1))
             if state is not None:
                 close(state, {name: torch.cat([s[name] for _, s in parts]) for name in state})
+
+
+@calls("NS CS", needs=accepts("cu_seqlens"))
+def test_packed_equals_separate_in_gradients(call: Call):
+    inputs = call.inputs(call.sizes(batch=1))
+    length = inputs.qkv["q"].shape[1]
+    ends = [0, SPLIT, SPLIT + 1, length]
+    given = {name: x for name, x in inputs.tensors().items() if x.dtype.is_floating_point}
+    moving = inputs.cut(0, length).keys() & given.keys()
+
+    def gradients(run: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+        leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+        o = run(leaves)
+        direction = torch.randn(o.shape, generator=torch.Generator().manual_seed(1), dtype=o.dtype)
+        found = torch.autograd.grad(o, list(leaves.values()), direction, allow_unused=True)
+        return {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(leaves.items(), found)}
+
+    def separate(leaves: dict[str, Tensor]) -> Tensor:
+        parts = []
+        for a, b in itertools.pairwise(ends):
+            part = {name: x[:, a:b] if name in moving else x for name, x in leaves.items()}
+            parts.append(inputs.run({**inputs.cut(a, b), **part}, impl="reference")[0])
+        return torch.cat(parts, 1)
+
+    truth, packed = gradients(separate), torch.tensor(ends)
+    for impl in call.member.op.impls:
+        if inputs.able(impl, grad=True, mask=bind(call.mask, length, length)):
+            close(gradients(lambda leaves, impl=impl: inputs.run(leaves, cu_seqlens=packed, impl=impl)[0]), truth)
 
 
 @calls("NS CS", needs=accepts("cu_seqlens"))
@@ -287,3 +316,56 @@ def test_unsupported_patterns_are_refused(member: Member):
         inputs = Call(member, pattern, example, label)
         with pytest.raises(ValueError, match=f"^({member.op.name}|mask): "):
             inputs.inputs(inputs.sizes()).run()
+
+
+def leaks(v: Tensor, o: Tensor, state: State) -> Result:
+    """Every token sees a little of the last value."""
+    return o + 1e-3 * v[:, -1:].mean(), state
+
+
+def misleads(v: Tensor, o: Tensor, state: State) -> Result:
+    """Right numbers, gradients of one and a half."""
+    return o + 0.5 * (o - o.detach()), state
+
+
+def forgets(v: Tensor, o: Tensor, state: State) -> Result:
+    return o, {name: torch.zeros_like(x) for name, x in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("fault", "contract"),
+    [
+        (leaks, test_causal),
+        (leaks, test_every_implementation_equals_the_reference),
+        (leaks, test_packed_equals_separate),
+        (leaks, test_packed_equals_separate_in_gradients),
+        (misleads, test_every_implementation_equals_the_reference),
+        (misleads, test_packed_equals_separate_in_gradients),
+        (forgets, test_state_continues_the_sequence),
+    ],
+)
+def test_the_contract_catches_a_broken_operator(
+    fault: Callable[[Tensor, Tensor, State], Result], contract: Callable[[Call], None]
+):
+    """One whose chunks are wrong, that is called as `plain`; without the fault it passes."""
+    (whole,) = (member for member in MEMBERS if member.op.name == "plain")
+
+    def of(fault: Callable[[Tensor, Tensor, State], Result]) -> Call:
+        def chunk(q: Tensor, k: Tensor, v: Tensor, **how: object) -> Result:
+            o, state = whole.op.impls["chunk"].call(q, k, v, **how)
+            return fault(v, o, state)
+
+        op = replace(whole.op, impls={"reference": whole.op.impls["reference"], "chunk": Impl(chunk)}, auto=("chunk",))
+
+        def plain(
+            q: Tensor, k: Tensor, v: Tensor, *, mask: Mask = None, scale: float | None = None,
+            state: State | None = None, cu_seqlens: Tensor | None = None, impl: str = "auto",
+        ) -> Result:  # fmt: skip
+            options = {"block": 4}
+            return op.run(impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens, options=options)
+
+        return Call(replace(whole, op=op, function=plain), "CS", op.example, "")
+
+    contract(of(lambda v, o, state: (o, state)))
+    with pytest.raises(AssertionError):
+        contract(of(fault))

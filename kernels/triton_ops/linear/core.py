@@ -21,15 +21,19 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from gnomon.kernels.op import Result, State
 from gnomon.kernels.triton_ops.aot import Build, constant_names
+from gnomon.kernels.triton_ops.launch import REGISTERS
 from gnomon.kernels.triton_ops.linear import decode
+from gnomon.kernels.triton_ops.linear import unit as units
 from gnomon.kernels.triton_ops.linear.inside import key_gradients, outputs, value_gradients
 from gnomon.kernels.triton_ops.linear.scan import state_gradients, states
-from gnomon.kernels.triton_ops.linear.unit import unit
 from gnomon.kernels.triton_ops.linear.vector import fade, fade_gradients
 from gnomon.kernels.triton_ops.linear.wy import solve, solve_gradients
 
 CHUNKS = {"none": 64, "scalar": 64, "vector": 32}
 """Tokens of a chunk by kind of decay; by channel it takes log2 of them products, and as many registers."""
+
+CHUNK_FLOAT32 = 32
+"""At most so many of float32, whose products are three, of operands that are split in two."""
 
 SIZES = {
     states: (64, 64, 4, 2),
@@ -43,6 +47,18 @@ SIZES = {
     fade_gradients: (64, 64, 8, 1),
 }
 """Columns of keys and values of a tile, warps, stages."""
+
+SIZES_FLOAT32 = {
+    states: (32, 32, 4, 1),
+    outputs: (16, 32, 4, 1),
+    value_gradients: (32, 32, 4, 1),
+    state_gradients: (32, 32, 4, 1),
+    key_gradients: (16, 32, 4, 1),
+    solve: (32, 32, 4, 1),
+    solve_gradients: (16, 16, 4, 1),
+    fade: (16, 16, 4, 1),
+    fade_gradients: (8, 8, 4, 1),
+}
 
 
 def chunk(
@@ -72,7 +88,7 @@ def chunk(
     if q.shape[1] == 1 and cu_seqlens is None and not grad:
         return decode.step(q, k, v, g, beta, start, scale=scale, normalize=normalize)
     if normalize:
-        q, k = unit(q), unit(k)
+        q, k = units.unit(q), units.unit(k)
     o, final = _Chunk.apply(q, k, v, g, beta, start, scale, cu_seqlens)
     return o, {"s": final}
 
@@ -121,13 +137,14 @@ class Launch:
         decay = "none" if g is None else "scalar" if g.ndim == 3 else "vector"
         given: dict[str, object] = {
             "q": q, "k": k, "v": v, "start": start, "scale": scale, "length": length, "heads": heads,
-            "tokens": rows * length, "levels": CHUNKS[decay].bit_length() - 1,
+            "tokens": rows * length,
         }  # fmt: skip
         given |= {name: x for name, x in (("g", g), ("beta", beta)) if x is not None}
         fixed = constants(
             q.dtype, width, v.shape[3], decay=decay, delta=beta is not None, packed=cu_seqlens is not None
         )
-        size = CHUNKS[decay]
+        size = fixed["CHUNK"]
+        given["levels"] = size.bit_length() - 1
         chunks = rows * triton.cdiv(length, size)
         if cu_seqlens is not None:
             chunks = length // size + len(cu_seqlens) - 1
@@ -205,6 +222,7 @@ class Launch:
                 **{name: given[name] for name in kernel.arg_names},
                 num_warps=fixed["WARPS"],
                 num_stages=fixed["STAGES"],
+                maxnreg=fixed["REGISTERS"],
             )
 
 
@@ -237,27 +255,40 @@ def constants(
 ) -> dict[str, object]:
     """The kernels' compile-time arguments that are one for all."""
     precision = "tf32x3" if dtype in (torch.float32, torch.float64) else "tf32"
+    size = min(CHUNKS[decay], CHUNK_FLOAT32) if dtype == torch.float32 else CHUNKS[decay]
     return {
-        "K": width, "V": value_width, "CHUNK": CHUNKS[decay], "DECAY": decay, "DELTA": delta,
+        "K": width, "V": value_width, "CHUNK": size, "DECAY": decay, "DELTA": delta,
         "PACKED": packed, "PRECISION": precision, "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }  # fmt: skip
 
 
-def sizes(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, int]:
-    """Tiles, warps and stages: chosen so that nothing spills, not yet by measuring."""
+def sizes(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, int | None]:
+    """Tiles, warps, stages and registers: chosen so that nothing spills, not yet by measuring."""
     lanes_k, lanes_v = (max(16, triton.next_power_of_2(fixed[name])) for name in "KV")
-    block_k, block_v, warps, stages = SIZES[kernel]
+    narrow = fixed["PRECISION"] == "tf32"
+    block_k, block_v, warps, stages = (SIZES if narrow else SIZES_FLOAT32)[kernel]
     if fixed["DELTA"] and kernel in (states, state_gradients):
         # the rule reads a state by all its rows
         block_k, block_v, warps, stages = lanes_k, 32, 4 if lanes_k <= 64 else 8, 2
-    if fixed["PRECISION"] != "tf32" or lanes_k > 128:
+        if not narrow or lanes_k > 128:
+            block_v, warps, stages = 16, 8, 1
+    if lanes_k > 128:
         # tiles of twice the size
         stages = 1
-    return {"BLOCK_K": min(block_k, lanes_k), "BLOCK_V": min(block_v, lanes_v), "WARPS": warps, "STAGES": stages}
+    return {
+        "BLOCK_K": min(block_k, lanes_k), "BLOCK_V": min(block_v, lanes_v), "WARPS": warps, "STAGES": stages,
+        "REGISTERS": None if narrow else REGISTERS,
+    }  # fmt: skip
 
 
-def builds(dtype: str, width: int, value_width: int, *, decay: str, delta: bool, packed: bool = False) -> list[Build]:
-    """What a call compiles, for compiling ahead of time; dtype: bf16, fp16 or fp32."""
+def builds(
+    dtype: str, width: int, value_width: int, *, decay: str, delta: bool, packed: bool = False, learned: bool = True,
+    gates: str = "fp32",
+) -> list[Build]:  # fmt: skip
+    """What calls compile, for compiling ahead of time; dtype, and gates of g and beta: bf16, fp16 or fp32.
+
+    learned: g has a gradient. The delta rule's keys may be normalised or not.
+    """
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     fixed = constants(types[dtype], width, value_width, decay=decay, delta=delta, packed=packed)
     kernels = [states, outputs, value_gradients, state_gradients, key_gradients]
@@ -265,17 +296,27 @@ def builds(dtype: str, width: int, value_width: int, *, decay: str, delta: bool,
     kernels += [fade, fade_gradients] if decay == "vector" else []
     wide = ("g", "beta", "start", "final", "dstart", "dfinal", "carry", "dcarry", "dg", "dbeta", "e", "de")
     known = {**dict.fromkeys(wide, "*fp32"), **dict.fromkeys(("starts", "stops", "first"), "*i32")}
-    known |= {"scale": "fp32", "length": "i32", "heads": "i32", "tokens": "i32", "levels": "i32"}
+    known |= {"g": f"*{gates}", "beta": f"*{gates}", "dg": f"*{gates}" if decay == "vector" else "*fp32"}
+    known |= {"scale": "fp32", "length": "i32", "heads": "i32", "tokens": "i32", "levels": "i32", "count": "i32"}
     found = []
-    for kernel in kernels:
-        mine = {**fixed, **sizes(kernel, fixed)}
-        if kernel is solve:
-            mine["SOLVED"] = False
-        if kernel in (key_gradients, solve_gradients):
-            mine["GATES"] = decay != "none" if kernel is key_gradients else decay == "scalar"
+
+    def add(kernel: triton.JITFunction, mine: Mapping[str, object]) -> None:
         constant = {name: x for name, x in mine.items() if name in kernel.arg_names}
         others = {name: known.get(name, f"*{dtype}") for name in kernel.arg_names if name not in mine}
-        found.append(Build(kernel, others, constant, mine["WARPS"], mine["STAGES"]))
-    one = decode.constants(types[dtype], width, value_width, decay=decay, delta=delta, normalize=delta)
-    others = {name: known.get(name, f"*{dtype}") for name in decode.advance.arg_names if name not in one}
-    return [*found, Build(decode.advance, others, one)]
+        found.append(
+            Build(kernel, others, constant, mine.get("WARPS", 4), mine.get("STAGES", 2), mine.get("REGISTERS"))
+        )
+
+    scalar = decay == "scalar" and learned
+    for kernel in kernels:
+        gated = {"GATES": scalar or (decay == "vector" and kernel is key_gradients)}
+        # the backward knows the solution's matrix
+        for solved in (False, True) if kernel is solve else (False,):
+            add(kernel, {**fixed, **sizes(kernel, fixed), **gated, "SOLVED": solved})
+    for normalize in (False, True) if delta else (False,):
+        more = {"decay": decay, "delta": delta, "normalize": normalize}
+        add(decode.advance, decode.constants(types[dtype], width, value_width, **more))
+        if normalize:
+            for kernel in (units.forward, units.backward):
+                add(kernel, units.constants(types[dtype], width))
+    return found

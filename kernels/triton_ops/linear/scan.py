@@ -40,6 +40,18 @@ def _carry(carry, at, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def _along_keys(x, state, PRECISION: tl.constexpr):
+    """x @ state, over all rows of the state. Many of them, or of float32, whose numbers are split in two, would fill
+    the registers: there each warp takes a piece of the rows, and the pieces are added."""
+    if PRECISION == "tf32" and x.shape[1] <= 128:
+        return tl.dot(x, state.to(x.dtype), input_precision=PRECISION)
+    PIECES: tl.constexpr = x.shape[1] // 16
+    left = tl.permute(tl.reshape(x, (x.shape[0], PIECES, 16)), (1, 0, 2))
+    right = tl.reshape(state.to(x.dtype), (PIECES, 16, state.shape[1]))
+    return tl.sum(tl.dot(left, right, input_precision=PRECISION), 0)
+
+
+@triton.jit
 def states(k, v, w, g, carry, start, s, final, written, starts, stops, first, length, heads,
            K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
            DECAY: tl.constexpr, DELTA: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -59,12 +71,12 @@ def states(k, v, w, g, carry, start, s, final, written, starts, stops, first, le
         values = tile(v, place, real, col_v, V, BLOCK_V)
         if DELTA:
             erase = tile(w, place, real, 0, K, BLOCK_K)
-            gone = tl.dot(erase, state.to(erase.dtype), input_precision=PRECISION)
+            gone = _along_keys(erase, state, PRECISION)
             values = (values.to(ACC) - gone).to(values.dtype)
             store(written, values, place, real, col_v, V, BLOCK_V)
         if DECAY == "scalar":
             gate = log_decays(tl.load(g + place, mask=real, other=0).to(ACC))
-            keys = (keys.to(ACC) * to_end(gate, CHUNK)[:, None]).to(keys.dtype)
+            values = (values.to(ACC) * to_end(gate, CHUNK)[:, None]).to(values.dtype)
             state *= tl.exp2(tl.sum(gate, 0))
         if DECAY == "vector":
             state *= _carry(carry, number, row_k, K, BLOCK_K)[:, None]
@@ -95,12 +107,12 @@ def state_gradients(q, k, w, g, carry, do, dv, dfinal, ds, dstart, starts, stops
         dout = tile(do, place, real, col_v, V, BLOCK_V)
         if DECAY == "scalar":
             gate = log_decays(tl.load(g + place, mask=real, other=0).to(ACC))
-            queries = (queries.to(ACC) * from_start(gate)[:, None]).to(queries.dtype)
+            dout = (dout.to(ACC) * from_start(gate)[:, None]).to(dout.dtype)
         if DELTA:
             keys = tile(k, place, real, 0, K, BLOCK_K)
+            change = _along_keys(keys, dstate, PRECISION)
             if DECAY == "scalar":
-                keys = (keys.to(ACC) * to_end(gate, CHUNK)[:, None]).to(keys.dtype)
-            change = tl.dot(keys, dstate.to(keys.dtype), input_precision=PRECISION)
+                change *= to_end(gate, CHUNK)[:, None]
             change = (change + tile(dv, place, real, col_v, V, BLOCK_V).to(ACC)).to(dout.dtype)
             store(dv, change, place, real, col_v, V, BLOCK_V)
         if DECAY == "scalar":

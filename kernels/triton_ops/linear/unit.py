@@ -33,14 +33,16 @@ def backward(x, dy, dx, count, K: tl.constexpr, LANES: tl.constexpr, ROWS: tl.co
     tl.store(dx + at, (length * (change - value * along)).to(dx.dtype.element_ty), mask=inside)
 
 
+def constants(dtype: torch.dtype, width: int) -> dict[str, object]:
+    acc = tl.float64 if dtype == torch.float64 else tl.float32
+    return {"K": width, "LANES": triton.next_power_of_2(width), "ROWS": ROWS, "ACC": acc}
+
+
 def _launch(kernel: triton.JITFunction, *tensors: Tensor) -> None:
     x = tensors[0]
     count, width = x.numel() // x.shape[-1], x.shape[-1]
-    acc = tl.float64 if x.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(x):
-        kernel[(triton.cdiv(count, ROWS),)](
-            *tensors, count, K=width, LANES=triton.next_power_of_2(width), ROWS=ROWS, ACC=acc, num_warps=4
-        )
+        kernel[(triton.cdiv(count, ROWS),)](*tensors, count, **constants(x.dtype, width), num_warps=4)
 
 
 class _Unit(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """Block-sparse attention that follows lists of blocks, forward and backward, with SLA's linear branch if wanted.
 
-One program per block of queries and head runs through its list with an online softmax; the gradients of q are taken the
-same way, those of k and v through the lists of the keys, so nothing needs atomic additions. Lists come from a mask
-(`attend`, for every static pattern) or from a selection (sla.py, infllm_v2.py beside this file).
+One program per tile of queries and head runs through its block's list with an online softmax; the gradients of q are
+taken the same way, those of k and v through the lists of the keys, so nothing needs atomic additions (passes.py). Lists
+come from a mask (`attend`, for every static pattern) or from a selection (sla.py, infllm_v2.py beside this file).
 
 Rows: a token may bring `group` rows, its query heads that share one key head: q (B,T,H,D), k (B,K,H/group,D).
 Linear branch, when `feature` is given: row i of block of queries m adds (f_i S_m) / (f_i z_m), and nothing for 0 / 0.
@@ -11,6 +11,7 @@ Linear branch, when `feature` is given: row i of block of queries m adds (f_i S_
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,253 +24,9 @@ from gnomon.kernels.mask import Bound
 from gnomon.kernels.op import Result, State
 from gnomon.kernels.sparse.base import in_tiles
 from gnomon.kernels.triton_ops.aot import Build
+from gnomon.kernels.triton_ops.launch import REGISTERS
 from gnomon.kernels.triton_ops.sparse.lists import Lists, from_mask
-
-
-@triton.jit
-def _visible(bits, entry, lane_q, lane_k, inside, token, key, keys, past,
-             BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, CAUSAL: tl.constexpr, PARTIAL: tl.constexpr):  # fmt: skip
-    """(rows, keys) bool of one block."""
-    if PARTIAL:
-        words = tl.load(bits + entry * BLOCK_Q + lane_q, mask=lane_q < BLOCK_Q, other=0)
-        seen = ((words[:, None] >> lane_k[None, :].to(tl.int64)) & 1) != 0
-    else:
-        seen = inside[:, None] & ((lane_k < BLOCK_K) & (key < keys))[None, :]
-        if CAUSAL:
-            seen = seen & (key[None, :] <= token[:, None] + past)
-    return seen
-
-
-@triton.jit
-def _rows(b, h, m, queries, heads, BLOCK_Q: tl.constexpr, LANES_Q: tl.constexpr, GROUP: tl.constexpr):
-    """Lanes, whether they are rows, their tokens and where they stand in (B,T,H,...)."""
-    lane = tl.arange(0, LANES_Q)
-    row = m * BLOCK_Q + lane
-    inside = (lane < BLOCK_Q) & (row < queries * GROUP)
-    token = row // GROUP
-    place = (b.to(tl.int64) * queries + token) * heads * GROUP + h * GROUP + row % GROUP
-    return lane, inside, token, place
-
-
-@triton.jit
-def _columns(b, h, j, keys, heads, BLOCK_K: tl.constexpr, LANES_K: tl.constexpr):
-    lane = tl.arange(0, LANES_K)
-    key = j * BLOCK_K + lane
-    place = (b.to(tl.int64) * keys + key) * heads + h
-    return lane, key, (lane < BLOCK_K) & (key < keys), place
-
-
-@triton.jit
-def _tile(x, place, inside, WIDTH: tl.constexpr, LANES: tl.constexpr, start=0):
-    """LANES columns from `start` on of the rows of x at `place`, padded with zeros."""
-    lane = start + tl.arange(0, LANES)
-    return tl.load(x + place[:, None] * WIDTH + lane[None, :], mask=inside[:, None] & (lane < WIDTH)[None, :], other=0)
-
-
-@triton.jit
-def _store(x, value, place, inside, WIDTH: tl.constexpr, LANES: tl.constexpr, start=0):
-    lane = start + tl.arange(0, LANES)
-    where = inside[:, None] & (lane < WIDTH)[None, :]
-    tl.store(x + place[:, None] * WIDTH + lane[None, :], value.to(x.dtype.element_ty), mask=where)
-
-
-@triton.jit
-def _forward_list(top, total, acc, q, k, v, bits, first, block, at, b, h, lane_q, inside, token, keys, heads, past,
-                  scale, D: tl.constexpr, V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-                  LANES_K: tl.constexpr, LANES_D: tl.constexpr, LANES_V: tl.constexpr, CAUSAL: tl.constexpr,
-                  PARTIAL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    for entry in range(tl.load(first + at), tl.load(first + at + 1)):
-        j = tl.load(block + entry)
-        lane_k, key, real, place = _columns(b, h, j, keys, heads, BLOCK_K, LANES_K)
-        keys_here = _tile(k, place, real, D, LANES_D)
-        values = _tile(v, place, real, V, LANES_V)
-        seen = _visible(bits, entry, lane_q, lane_k, inside, token, key, keys, past, BLOCK_Q, BLOCK_K, CAUSAL, PARTIAL)
-        score = tl.dot(q, tl.trans(keys_here), input_precision=PRECISION) * scale
-        score = tl.where(seen, score, -float("inf"))
-        new = tl.maximum(top, tl.max(score, 1))
-        # a row that has seen nothing yet keeps -inf, and -inf - -inf must not be taken
-        safe = tl.where(new == -float("inf"), 0.0, new)
-        weight = tl.exp2(score - safe[:, None])
-        shrink = tl.exp2(top - safe)
-        total = total * shrink + tl.sum(weight, 1)
-        acc = acc * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision=PRECISION)
-        top = new
-    return top, total, acc
-
-
-@triton.jit
-def forward(q, k, v, o, lse, f, s, z, full_first, full_block, part_first, part_block, bits,
-            scale, queries, keys, heads, past, list_rows, list_heads,
-            D: tl.constexpr, V: tl.constexpr, E: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-            LANES_Q: tl.constexpr, LANES_K: tl.constexpr, LANES_D: tl.constexpr, LANES_V: tl.constexpr,
-            LANES_E: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PARTIAL: tl.constexpr,
-            LINEAR: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    m, many = tl.program_id(0), tl.num_programs(0)
-    b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
-    at = ((b % list_rows) * list_heads + h % list_heads) * many + m
-    lane_q, inside, token, place = _rows(b, h, m, queries, heads, BLOCK_Q, LANES_Q, GROUP)
-    here = _tile(q, place, inside, D, LANES_D)
-    top = tl.full((LANES_Q,), -float("inf"), ACC)
-    total = tl.zeros((LANES_Q,), ACC)
-    acc = tl.zeros((LANES_Q, LANES_V), ACC)
-    top, total, acc = _forward_list(
-        top, total, acc, here, k, v, bits, full_first, full_block, at, b, h, lane_q, inside, token, keys, heads, past,
-        scale, D, V, BLOCK_Q, BLOCK_K, LANES_K, LANES_D, LANES_V, CAUSAL, False, PRECISION)  # fmt: skip
-    if PARTIAL:
-        top, total, acc = _forward_list(
-            top, total, acc, here, k, v, bits, part_first, part_block, at, b, h, lane_q, inside, token, keys, heads,
-            past, scale, D, V, BLOCK_Q, BLOCK_K, LANES_K, LANES_D, LANES_V, CAUSAL, True, PRECISION)  # fmt: skip
-    nothing = total == 0
-    total = tl.where(nothing, 1.0, total)
-    tl.store(lse + place, tl.where(nothing, 0.0, top + tl.log2(total)), mask=inside)
-    out = acc / total[:, None]
-    if LINEAR:
-        feature = _tile(f, place, inside, E, LANES_E)
-        lane = tl.arange(0, LANES_E)
-        where = tl.program_id(1).to(tl.int64) * many + m
-        norm = tl.load(z + where * E + lane, mask=lane < E, other=0)
-        below = tl.sum(feature.to(ACC) * norm[None, :], 1)
-        moment = _tile(s + where * E * V, lane, lane < E, V, LANES_V)
-        above = tl.dot(feature, moment.to(feature.dtype), input_precision=PRECISION)
-        out += tl.where((below == 0)[:, None], 0.0, above / tl.where(below == 0, 1.0, below)[:, None])
-    _store(o, out, place, inside, V, LANES_V)
-
-
-@triton.jit
-def _dq_list(acc, q, do, level, delta, k, v, bits, first, block, at, b, h, lane_q, inside, token, keys, heads, past,
-             scale, D: tl.constexpr, V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-             LANES_K: tl.constexpr, LANES_D: tl.constexpr, LANES_V: tl.constexpr, CAUSAL: tl.constexpr,
-             PARTIAL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    for entry in range(tl.load(first + at), tl.load(first + at + 1)):
-        j = tl.load(block + entry)
-        lane_k, key, real, place = _columns(b, h, j, keys, heads, BLOCK_K, LANES_K)
-        keys_here = _tile(k, place, real, D, LANES_D)
-        values = _tile(v, place, real, V, LANES_V)
-        seen = _visible(bits, entry, lane_q, lane_k, inside, token, key, keys, past, BLOCK_Q, BLOCK_K, CAUSAL, PARTIAL)
-        score = tl.dot(q, tl.trans(keys_here), input_precision=PRECISION) * scale
-        weight = tl.where(seen, tl.exp2(score - level[:, None]), 0.0)
-        dweight = tl.dot(do, tl.trans(values), input_precision=PRECISION)
-        dscore = weight * (dweight - delta[:, None])
-        acc += tl.dot(dscore.to(keys_here.dtype), keys_here, input_precision=PRECISION)
-    return acc
-
-
-@triton.jit
-def backward_rows(o, do, delta, f, s, z, df, ds, dz, queries, heads,
-                  V: tl.constexpr, E: tl.constexpr, BLOCK_Q: tl.constexpr, LANES_Q: tl.constexpr, LANES_V: tl.constexpr,
-                  LANES_E: tl.constexpr, GROUP: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
-                  ACC: tl.constexpr):  # fmt: skip
-    """What belongs to rows alone: the softmax branch's sum of o * do, and the gradients of the linear branch."""
-    m, many = tl.program_id(0), tl.num_programs(0)
-    b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
-    _lane, inside, _token, place = _rows(b, h, m, queries, heads, BLOCK_Q, LANES_Q, GROUP)
-    change = tl.zeros((LANES_Q,), ACC)
-    # columns in parts: all of S and its gradient at once are more than the registers hold
-    LANES_C: tl.constexpr = LANES_V if LANES_V < 64 else 64
-    for column in tl.range(0, LANES_V, LANES_C, num_stages=1):
-        dout = _tile(do, place, inside, V, LANES_C, column)
-        change += tl.sum(_tile(o, place, inside, V, LANES_C, column).to(ACC) * dout.to(ACC), 1)
-    if LINEAR:
-        feature = _tile(f, place, inside, E, LANES_E)
-        lane = tl.arange(0, LANES_E)
-        where = tl.program_id(1).to(tl.int64) * many + m
-        norm = tl.load(z + where * E + lane, mask=lane < E, other=0)
-        below = tl.sum(feature.to(ACC) * norm[None, :], 1)
-        inverse = tl.where(below == 0, 0.0, 1 / tl.where(below == 0, 1.0, below))
-        pulled = tl.zeros((LANES_Q, LANES_E), ACC)
-        for column in tl.range(0, LANES_V, LANES_C, num_stages=1):
-            dout = _tile(do, place, inside, V, LANES_C, column)
-            moment = _tile(s + where * E * V, lane, lane < E, V, LANES_C, column).to(dout.dtype)
-            pulled += tl.dot(dout, tl.trans(moment), input_precision=PRECISION)
-        # do S^T serves twice: with the features it is the branch's own sum of o * do
-        linear = tl.sum(pulled * feature.to(ACC), 1) * inverse
-        change -= linear
-        _store(df, (pulled - linear[:, None] * norm[None, :]) * inverse[:, None], place, inside, E, LANES_E)
-        scaled = feature.to(ACC) * inverse[:, None]
-        tl.store(dz + where * E + lane, -tl.sum(scaled * linear[:, None], 0), mask=lane < E)
-        for column in tl.range(0, LANES_V, LANES_C, num_stages=1):
-            dout = _tile(do, place, inside, V, LANES_C, column)
-            dmoment = tl.dot(tl.trans(scaled.to(dout.dtype)), dout, input_precision=PRECISION)
-            _store(ds + where * E * V, dmoment, lane, lane < E, V, LANES_C, column)
-    tl.store(delta + place, change, mask=inside)
-
-
-@triton.jit
-def backward_queries(q, k, v, do, lse, delta, dq, full_first, full_block, part_first, part_block, bits,
-                     scale, factor, queries, keys, heads, past, list_rows, list_heads,
-                     D: tl.constexpr, V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-                     LANES_Q: tl.constexpr, LANES_K: tl.constexpr, LANES_D: tl.constexpr, LANES_V: tl.constexpr,
-                     GROUP: tl.constexpr, CAUSAL: tl.constexpr, PARTIAL: tl.constexpr, PRECISION: tl.constexpr,
-                     ACC: tl.constexpr):  # fmt: skip
-    m, many = tl.program_id(0), tl.num_programs(0)
-    b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
-    at = ((b % list_rows) * list_heads + h % list_heads) * many + m
-    lane_q, inside, token, place = _rows(b, h, m, queries, heads, BLOCK_Q, LANES_Q, GROUP)
-    here = _tile(q, place, inside, D, LANES_D)
-    dout = _tile(do, place, inside, V, LANES_V)
-    level = tl.load(lse + place, mask=inside, other=0)
-    change = tl.load(delta + place, mask=inside, other=0)
-    acc = tl.zeros((LANES_Q, LANES_D), ACC)
-    acc = _dq_list(
-        acc, here, dout, level, change, k, v, bits, full_first, full_block, at, b, h, lane_q, inside, token, keys,
-        heads, past, scale, D, V, BLOCK_Q, BLOCK_K, LANES_K, LANES_D, LANES_V, CAUSAL, False, PRECISION)  # fmt: skip
-    if PARTIAL:
-        acc = _dq_list(
-            acc, here, dout, level, change, k, v, bits, part_first, part_block, at, b, h, lane_q, inside, token, keys,
-            heads, past, scale, D, V, BLOCK_Q, BLOCK_K, LANES_K, LANES_D, LANES_V, CAUSAL, True, PRECISION)  # fmt: skip
-    _store(dq, acc * factor, place, inside, D, LANES_D)
-
-
-@triton.jit
-def _dkv_list(dk, dv, k, v, q, do, lse, delta, bits, first, block, entry_of, at, b, h, lane_k, key, queries, keys,
-              heads, past, scale,
-              D: tl.constexpr, V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, LANES_Q: tl.constexpr,
-              LANES_D: tl.constexpr, LANES_V: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
-              PARTIAL: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    for number in range(tl.load(first + at), tl.load(first + at + 1)):
-        m = tl.load(block + number)
-        entry = tl.load(entry_of + number)
-        lane_q, inside, token, place = _rows(b, h, m, queries, heads, BLOCK_Q, LANES_Q, GROUP)
-        here = _tile(q, place, inside, D, LANES_D)
-        dout = _tile(do, place, inside, V, LANES_V)
-        level = tl.load(lse + place, mask=inside, other=0)
-        change = tl.load(delta + place, mask=inside, other=0)
-        seen = _visible(bits, entry, lane_q, lane_k, inside, token, key, keys, past, BLOCK_Q, BLOCK_K, CAUSAL, PARTIAL)
-        score = tl.dot(here, tl.trans(k), input_precision=PRECISION) * scale
-        weight = tl.where(seen, tl.exp2(score - level[:, None]), 0.0)
-        dv += tl.dot(tl.trans(weight.to(dout.dtype)), dout, input_precision=PRECISION)
-        dweight = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
-        dscore = weight * (dweight - change[:, None])
-        dk += tl.dot(tl.trans(dscore.to(here.dtype)), here, input_precision=PRECISION)
-    return dk, dv
-
-
-@triton.jit
-def backward_keys(q, k, v, do, lse, delta, dk, dv, full_first, full_block, full_entry, part_first, part_block,
-                  part_entry, bits, scale, factor, queries, keys, heads, past, list_rows, list_heads,
-                  D: tl.constexpr, V: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-                  LANES_Q: tl.constexpr, LANES_K: tl.constexpr, LANES_D: tl.constexpr, LANES_V: tl.constexpr,
-                  GROUP: tl.constexpr, CAUSAL: tl.constexpr, PARTIAL: tl.constexpr, PRECISION: tl.constexpr,
-                  ACC: tl.constexpr):  # fmt: skip
-    j, many = tl.program_id(0), tl.num_programs(0)
-    b, h = tl.program_id(1) // heads, tl.program_id(1) % heads
-    at = ((b % list_rows) * list_heads + h % list_heads) * many + j
-    lane_k, key, real, place = _columns(b, h, j, keys, heads, BLOCK_K, LANES_K)
-    keys_here = _tile(k, place, real, D, LANES_D)
-    values = _tile(v, place, real, V, LANES_V)
-    dkeys = tl.zeros((LANES_K, LANES_D), ACC)
-    dvalues = tl.zeros((LANES_K, LANES_V), ACC)
-    dkeys, dvalues = _dkv_list(
-        dkeys, dvalues, keys_here, values, q, do, lse, delta, bits, full_first, full_block, full_entry, at, b, h,
-        lane_k, key, queries, keys, heads, past, scale, D, V, BLOCK_Q, BLOCK_K, LANES_Q, LANES_D, LANES_V, GROUP,
-        CAUSAL, False, PRECISION)  # fmt: skip
-    if PARTIAL:
-        dkeys, dvalues = _dkv_list(
-            dkeys, dvalues, keys_here, values, q, do, lse, delta, bits, part_first, part_block, part_entry, at, b, h,
-            lane_k, key, queries, keys, heads, past, scale, D, V, BLOCK_Q, BLOCK_K, LANES_Q, LANES_D, LANES_V, GROUP,
-            CAUSAL, True, PRECISION)  # fmt: skip
-    _store(dk, dkeys * factor, place, real, D, LANES_D)
-    _store(dv, dvalues, place, real, V, LANES_V)
+from gnomon.kernels.triton_ops.sparse.passes import backward_keys, backward_queries, backward_rows, forward
 
 
 class _Attend(torch.autograd.Function):
@@ -336,14 +93,15 @@ class _Launch:
             causal=self.past is not None, partial=self.table.partial is not None,
             feature=self.extra[0].shape[3] if self.extra else None,
         )  # fmt: skip
+        fixed |= sizes(kernel, fixed)
+        many = self.table.blocks[1 if kernel is backward_keys else 0]
         given = {
             **tensors, **fixed, "q": self.q, "k": self.k, "v": self.v, "scale": self.scale * math.log2(math.e),
-            "factor": self.scale, "queries": self.q.shape[1], "keys": self.k.shape[1], "heads": heads,
+            "factor": self.scale, "queries": self.q.shape[1], "keys": self.k.shape[1], "heads": heads, "many": many,
             "past": self.past or 0, "list_rows": self.table.rows, "list_heads": self.table.heads,
         }  # fmt: skip
-        blocks = self.table.blocks[1 if kernel is backward_keys else 0]
         with torch.cuda.device_of(self.q):
-            kernel[(blocks, len(self.q) * heads)](
+            kernel[(many * len(self.q) * heads * parts(kernel, fixed),)](
                 **{name: given[name] for name in kernel.arg_names}, **schedule(kernel, fixed)
             )
 
@@ -352,23 +110,59 @@ def constants(
     dtype: torch.dtype, width: int, value_width: int, block: tuple[int, int], *, group: int = 1, causal: bool = False,
     partial: bool = False, feature: int | None = None,
 ) -> dict[str, object]:  # fmt: skip
-    """The kernels' compile-time arguments."""
-    lanes = {"Q": block[0], "K": block[1], "D": width, "V": value_width, "E": feature or 1}
+    """The kernels' compile-time arguments that are one for all."""
+    lanes = {"D": width, "V": value_width, "E": feature or 1}
     return {
         "D": width, "V": value_width, "E": feature or 1, "BLOCK_Q": block[0], "BLOCK_K": block[1],
-        **{f"LANES_{name}": max(16, triton.next_power_of_2(size)) for name, size in lanes.items()},
+        **{f"LANES_{name}": _lanes(size) for name, size in lanes.items()},
         "GROUP": group, "CAUSAL": causal, "PARTIAL": partial, "LINEAR": feature is not None,
-        # float32 means float32 here; what is narrower has one precision anyway
-        "PRECISION": "ieee" if dtype in (torch.float32, torch.float64) else "tf32",
+        # float32 is put together from three products of tf32; what is narrower has one precision anyway
+        "PRECISION": "tf32x3" if dtype in (torch.float32, torch.float64) else "tf32",
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }  # fmt: skip
 
 
-def schedule(kernel: triton.JITFunction, fixed: dict[str, object]) -> dict[str, int]:
-    """Warps and stages: chosen so that the shipped sizes do not spill, not yet by measuring."""
-    small = fixed["LANES_Q"] < 32 or (kernel is forward and fixed["LANES_D"] <= 64)
-    pipelined = kernel is not backward_keys or fixed["LANES_D"] <= 64
-    return {"num_warps": 4 if small else 8, "num_stages": 2 if pipelined else 1}
+def sizes(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, int]:
+    """Rows and keys of a tile, columns of a strip: so many that no GPU of aot.py spills, not yet chosen by measuring.
+    What heads do not fit even so, `twin_refuses` of sparse/base.py says."""
+    single, large = fixed["PRECISION"] == "tf32x3", _row(fixed) > 256
+    lanes_q = lanes_k = strip = 32 if single else 64
+    if large:
+        lanes_q = 16 if single else 64 if kernel is forward and not fixed["LINEAR"] else 32
+        lanes_k = 16 if single and kernel is backward_keys else 32
+        if kernel is backward_rows:
+            lanes_q = strip = 16
+    return {
+        "LANES_Q": min(lanes_q, _lanes(fixed["BLOCK_Q"])), "LANES_K": min(lanes_k, _lanes(fixed["BLOCK_K"])),
+        "LANES_C": strip,
+    }  # fmt: skip
+
+
+def schedule(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, int]:
+    """Warps, stages, registers, chosen as `sizes` are."""
+    # how long a row may be for a second stage
+    pipelined = {forward: 512, backward_queries: 256, backward_keys: 128, backward_rows: 0}[kernel]
+    stages = 2 if fixed["PRECISION"] == "tf32" and _row(fixed) <= pipelined else 1
+    small = fixed["BLOCK_Q"] < 32 and _row(fixed) <= 256
+    return {"num_warps": 4 if small else 8, "num_stages": stages, "maxnreg": REGISTERS}
+
+
+def _row(fixed: Mapping[str, object]) -> int:
+    """Bytes of the widest row."""
+    return max(fixed[f"LANES_{name}"] for name in "DVE") * (4 if fixed["PRECISION"] == "tf32x3" else 2)
+
+
+def _lanes(size: int) -> int:
+    """The least power of two that a product takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def parts(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> int:
+    """Programs for a block."""
+    if kernel is backward_rows:
+        return 1
+    side = "K" if kernel is backward_keys else "Q"
+    return triton.cdiv(fixed[f"BLOCK_{side}"], fixed[f"LANES_{side}"])
 
 
 def sparse(
@@ -398,12 +192,13 @@ def builds(dtype: str, width: int, block: tuple[int, int], **which: object) -> l
     fixed = constants(torch.float32 if dtype == "fp32" else torch.bfloat16, width, width, block, **which)
     types = dict.fromkeys(("q", "k", "v", "o", "do", "dq", "dk", "dv", "f", "df"), f"*{dtype}")
     types |= dict.fromkeys(("lse", "delta", "s", "z", "ds", "dz"), "*fp32")
-    types |= dict.fromkeys(("queries", "keys", "heads", "past", "list_rows", "list_heads"), "i32")
+    types |= dict.fromkeys(("queries", "keys", "heads", "past", "many", "list_rows", "list_heads"), "i32")
     types |= {"scale": "fp32", "factor": "fp32", "bits": "*i64"}
     found = []
     for kernel in (forward, backward_rows, backward_queries, backward_keys):
-        mine = {name: value for name, value in fixed.items() if name in kernel.arg_names}
-        others = {name: types.get(name, "*i32") for name in kernel.arg_names if name not in fixed}
+        mine = {**fixed, **sizes(kernel, fixed)}
+        mine = {name: value for name, value in mine.items() if name in kernel.arg_names}
+        others = {name: types.get(name, "*i32") for name in kernel.arg_names if name not in mine}
         how = schedule(kernel, fixed)
-        found.append(Build(kernel, others, mine, how["num_warps"], how["num_stages"]))
+        found.append(Build(kernel, others, mine, how["num_warps"], how["num_stages"], how["maxnreg"]))
     return found

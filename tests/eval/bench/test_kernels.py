@@ -70,6 +70,49 @@ def test_a_wrong_operator_is_not_timed():
     assert timing.forward is None and timing.note == "wrong by 0.01, not timed"
 
 
+def steep(o: Tensor) -> Tensor:
+    """The same numbers with gradients of one and a half."""
+    return o + 0.5 * (o - o.detach())
+
+
+def test_what_has_wrong_gradients_is_not_timed():
+    """Where they are timed; its outputs are right."""
+
+    def call(q, k, v, **named):
+        o, state = operators(["plain"])[0].function(q, k, v, **named)
+        return steep(o), state
+
+    (wrong,) = timings([], found=[failing("plain", call=call)], lengths=[64])[2:]
+    assert wrong.forward is None and wrong.note == "wrong by 0.5, not timed"
+    (right,) = timings([], replace(SETTING, backward=False), found=[failing("plain", call=call)], lengths=[64])[2:]
+    assert right.forward and right.error < 1e-4
+
+
+@pytest.mark.parametrize("which", "qkv")
+def test_a_gradient_that_is_not_there_is_wrong(which):
+    def call(*given, **named):
+        q, k, v = (x.detach() if name == which else x for name, x in zip("qkv", given))
+        return operators(["plain"])[0].function(q, k, v, **named)
+
+    (wrong,) = timings([], found=[failing("plain", call=call)], lengths=[64])[2:]
+    assert wrong.forward is None and wrong.note == "wrong by 1, not timed"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_every_family_are_right(dtype):
+    found = timings(["exact", "lightning", "deltanet", "mala", "power", "infllm_v2"], replace(SETTING, dtype=dtype))
+    assert all(t.both for t in found), [t.note for t in found if not t.both]
+
+
+def test_what_has_no_backward_is_timed_without():
+    found = (
+        timings(["exact"], SETTING, lengths=[64])[2:]
+        + list(run(operators(["exact"]), [64], SETTING, impl="flex", others=False))[2:]
+    )
+    assert [bool(t.both) for t in found] == [True, False] and all(t.forward for t in found)
+    assert "FlexAttention has no backward on the CPU" in found[1].note
+
+
 BY_DATA = ("infllm_v2", "sla")
 SPARSE = {m.op.name: m for m in operators(["sparse"]) if is_pattern(m) or m.op.name in BY_DATA}
 HIDING = ("axial", "blockrank", "clear", "infllm_v2", "neighborhood", "power", "radial", "s2", "sla")
@@ -195,9 +238,22 @@ def test_a_length_that_a_pattern_refuses_does_not_end_its_row():
     assert found[0].forward is None and "grid" in found[0].note and found[1].forward and not found[1].note
 
 
+class Backless(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError("none in this version")
+
+
 def test_peers_are_checked_before_they_are_timed(monkeypatch):
     def broken(call):
         raise TypeError("no argument 'scale'")
+
+    def halfway(call):
+        return lambda: Backless.apply(call.output())
 
     others = [
         Peer("right", lambda call: call.output),
@@ -205,6 +261,8 @@ def test_peers_are_checked_before_they_are_timed(monkeypatch):
         Peer("elsewhere", lambda call: call.output, absent="not installed"),
         Peer("broken", broken),
         Peer("half", lambda call: call.output, forward_only="no backward"),
+        Peer("steep", lambda call: lambda: steep(call.output())),
+        Peer("halfway", halfway),
     ]
     monkeypatch.setattr(kernels, "peers", lambda *known: others)
     found = list(run(operators(["plain"]), [64, 128], SETTING))
@@ -214,7 +272,9 @@ def test_peers_are_checked_before_they_are_timed(monkeypatch):
     assert notes["broken", 64] == "does not run here: no argument 'scale'"
     assert notes["broken", 128] == "left out: failed at a shorter length"
     timed = {t.implementation: t for t in found if t.length == 128 and t.forward}
-    assert set(timed) == {"sdpa", "chunk", "right", "half"}
+    assert set(timed) == {"sdpa", "chunk", "right", "half", "halfway"}
+    assert notes["steep", 64] == "wrong by 0.5, not timed"
+    assert timed["halfway"].both is None and timed["halfway"].note == "no backward: none in this version"
     assert timed["right"].both and timed["half"].both is None and timed["half"].note == "no backward"
 
 
@@ -235,6 +295,12 @@ def test_command_writes_a_table_and_json(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "| linear/lightning, causal | chunk | 64 |" in told and "fla is not installed" in told
     assert told == (tmp_path / "new" / "folder" / "kernels.md").read_text()
+
+
+def test_lengths_go_up_to_65536(monkeypatch):
+    seen = []
+    monkeypatch.setattr(kernels, "run", lambda found, lengths, *args, **named: seen.extend(lengths) or iter(()))
+    assert bench() == 0 and seen == [576, 2304, 9216, 36864, 65536]
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path, capsys, monkeypatch):

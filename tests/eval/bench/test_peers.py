@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -93,14 +94,31 @@ def chunk_simple_gla(q, k, v, g=None, g_gamma=None, scale=None):
 
 
 def chunk_linear_attn(q, k, v, scale=None, initial_state=None, output_final_state=False, normalize=True):
-    assert not normalize
-    return recurrence(q, k, v, torch.zeros(q.shape[1:3]), scale)
+    open_ = torch.zeros(q.shape[1:3])
+    o, _ = recurrence(q, k, v, open_, scale)
+    return o / recurrence(q, k, torch.ones_like(v), open_, scale)[0] if normalize else o, None
+
+
+def fused_chunk_based(q, k, v, scale=None, use_norm=True, head_first=False):
+    """No tuple; exp's series up to the square, over the keys up to each token."""
+    assert q.shape[-1] <= 16 and use_norm and not head_first
+    o = torch.empty_like(v)
+    for t in range(q.shape[1]):
+        near = torch.einsum("bhd,bkhd->bhk", q[:, t], k[:, : t + 1]) * q.shape[-1] ** -0.5
+        weights = 1 + near + near**2 / 2
+        weighted = torch.einsum("bhk,bkhv->bhv", weights, v[:, : t + 1])
+        o[:, t] = weighted / (weights.sum(-1, keepdim=True) + 1e-6)
+    return o
 
 
 THEIRS = {
     "gla": ("fla.ops.gla", chunk_gla),
     "lightning": ("fla.ops.simple_gla", chunk_simple_gla),
     "plain": ("fla.ops.linear_attn", chunk_linear_attn),
+    "based": ("fla.ops.based", fused_chunk_based),
+    "hgrn2": ("fla.ops.gla", chunk_gla),
+    "lightnet": ("fla.ops.gla", chunk_gla),
+    "hedgehog": ("fla.ops.linear_attn", chunk_linear_attn),
 }
 
 
@@ -114,6 +132,22 @@ def test_flash_linear_attention(name, installed):
     assert peer.name == f"fla {function.__name__}" and peer.absent is None
     call, ours = called(name, 40, True)
     torch.testing.assert_close(peer.prepare(call)(), ours, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["hgrn2", "lightnet", "hedgehog"])
+def test_what_is_made_before_their_function_keeps_the_type(name, dtype, installed):
+    """Of queries and keys, as their kernels want it; the gates are float32."""
+
+    def given(q, k, v, g=None, **more):
+        assert (q.dtype, k.dtype, v.dtype) == (dtype,) * 3 and (g is None or g.dtype == torch.float32)
+        return v, None
+
+    module, function = THEIRS[name]
+    installed(module, **{function.__name__: given})
+    (member,) = operators([name])
+    call = Call(member, 40, True, replace(SETTING, dtype=dtype), "auto")
+    assert peers(member, True, GPU)[0].prepare(call)() is call.qkv[2]
 
 
 FLEX = [m.op.name for m in operators([]) if any(p.name == "FlexAttention" for p in peers(m, True, GPU))]

@@ -125,3 +125,8 @@ def test_linear_attention_reads_its_keys_once():
     found = {m.op.name: passes(m.op.cascade) for m in members() if m.op.cascade}
     assert found["inline"] == found["mala"] == found["plain"] == 1
     assert found["exact"] == found["rala"] == found["agent"] == 2
+
+
+def test_what_chooses_its_keys_reads_them_once_more():
+    found = {m.op.name: passes(m.op.cascade, running=True) for m in members()}
+    assert found["sla"] == 2 and found["infllm_v2"] == 3

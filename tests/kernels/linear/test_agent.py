@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gnomon.kernels.linear.agent as agent_file
 from gnomon.kernels.linear.agent import OP, agent, table_bias
 
 BOTH = pytest.mark.parametrize("impl", OP.impls)
@@ -82,3 +83,20 @@ def test_refusals():
         agent(q, k, v, grid=(3, 3))
     with pytest.raises(ValueError, match=r"agent: bias_q has shape \(1, 4, 12\); give \(1, 12, 4\)"):
         agent(q, k, v, grid=(3, 4), agents=(2, 2), bias_q=torch.zeros(1, 4, 12))
+
+
+@BOTH
+def test_the_order_of_the_agents_does_not_matter(impl, monkeypatch):
+    q, k, v = draw()
+    before, _ = agent(q, k, v, grid=(3, 4), agents=(2, 2), impl=impl)
+    pooled, other = agent_file.pool, torch.tensor([2, 0, 3, 1])
+    monkeypatch.setattr(agent_file, "pool", lambda *given: pooled(*given)[:, other])
+    after, _ = agent(q, k, v, grid=(3, 4), agents=(2, 2), impl=impl)
+    torch.testing.assert_close(after, before)
+    # biases belong to an agent each, and with them it does
+    bias = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    biased, _ = agent(q, k, v, grid=(3, 4), agents=(2, 2), bias_k=bias, impl=impl)
+    monkeypatch.setattr(agent_file, "pool", pooled)
+    assert not torch.allclose(agent(q, k, v, grid=(3, 4), agents=(2, 2), bias_k=bias, impl=impl)[0], biased)
+    permuted, _ = agent(q, k, v, grid=(3, 4), agents=(2, 2), bias_k=bias[:, other.argsort()], impl=impl)
+    torch.testing.assert_close(permuted, biased)

@@ -71,3 +71,17 @@ def test_normalize():
     o, _ = deltanet(q, k, v, beta=beta, normalize=True, mask=CAUSAL)
     q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     torch.testing.assert_close(o, deltanet(q, k, v, beta=beta, mask=CAUSAL)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_token_never_stretches_the_state(impl):
+    """Its transition, read off with values of zero from a state that is the identity, has no singular value above 1."""
+    generator = torch.Generator().manual_seed(0)
+    k = torch.nn.functional.normalize(torch.randn(50, 1, 1, 4, generator=generator, dtype=torch.float64), dim=-1)
+    beta = torch.linspace(0, 2, 50, dtype=torch.float64).reshape(50, 1, 1)
+    identity = {"s": torch.eye(4, dtype=torch.float64).expand(50, 1, 4, 4)}
+    _, state = deltanet(k, k, torch.zeros_like(k), beta=beta, mask=CAUSAL, state=identity, impl=impl)
+    norms = torch.linalg.matrix_norm(state["s"][:, 0], 2)
+    torch.testing.assert_close(norms, torch.ones(50, dtype=torch.float64))
+    # the key itself is stretched by 1 - beta
+    torch.testing.assert_close((k[:, 0] @ state["s"][:, 0])[:, 0], (1 - beta[:, 0]) * k[:, 0, 0])

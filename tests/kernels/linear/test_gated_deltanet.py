@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
+import gnomon.kernels.linear.base as base
 from gnomon.kernels.linear.gated_deltanet import gated_deltanet
 from gnomon.kernels.mask import CAUSAL
 
@@ -52,3 +53,28 @@ def test_shared_queries_and_keys():
     o, _ = gated_deltanet(q, k, v, g=g, beta=beta, mask=CAUSAL)
     theirs, _ = torch_recurrent_gated_delta_rule(q.expand_as(v), k.expand_as(v), v, g=g, beta=beta)
     torch.testing.assert_close(o, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_open_gates_are_the_delta_rule(impl):
+    """The state takes steps of beta down the gradient of |k S - v|^2 / 2, and nothing else."""
+    q, k, v, _, beta = (x.double() for x in inputs(20).values())
+    k = torch.nn.functional.normalize(k, dim=-1)
+    o, _ = gated_deltanet(q, k, v, g=torch.zeros_like(beta), beta=beta, mask=CAUSAL, scale=1.0, impl=impl)
+    s = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
+    for t in range(20):
+        miss = torch.einsum("bhd,bhdv->bhv", k[:, t], s) - v[:, t]
+        s = s - beta[:, t, :, None, None] * k[:, t, :, :, None] * miss[..., None, :]
+        torch.testing.assert_close(o[:, t], torch.einsum("bhd,bhdv->bhv", q[:, t], s))
+
+
+@pytest.mark.parametrize("core", [base.recurrent, base.chunk])
+def test_without_beta_it_adds_to_a_fading_memory(core):
+    """The recurrence beneath: weights exp(g_{j+1} + ... + g_i), as a matrix."""
+    q, k, v, g, _ = (x.double() for x in inputs().values())
+    empty = {"s": torch.zeros(2, 3, 8, 8, dtype=torch.float64)}
+    o, _ = core(q, k, v, causal=True, scale=0.5, state=empty, g=g, beta=None)
+    total = g.cumsum(1).transpose(1, 2)
+    weights = (total[..., None] - total[..., None, :]).exp().tril()
+    expected = torch.einsum("bqhd,bkhd,bhqk,bkhv->bqhv", q, k, weights, v) / 2
+    torch.testing.assert_close(o, expected)

@@ -50,3 +50,15 @@ def test_gate_of_another_shape():
     q, k, v = tensors(5)
     with pytest.raises(ValueError, match=r"^gla: g has shape \(2, 5, 3\); give \(batch, tokens, heads, 4\)$"):
         gla(q, k, v, g=k[..., 0], mask=CAUSAL)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_equal_channels_are_one_decay(impl):
+    """Weights exp(g_{j+1} + ... + g_i), as a matrix."""
+    q, k, v = tensors()
+    g = -torch.rand(2, 70, 3, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    o, _ = gla(q, k, v, g=g.expand_as(k), mask=CAUSAL, impl=impl)
+    total = g[..., 0].cumsum(1).transpose(1, 2)
+    weights = (total[..., None] - total[..., None, :]).exp().tril()
+    expected = torch.einsum("bqhd,bkhd->bhqk", q, k) / 2 * weights
+    torch.testing.assert_close(o, torch.einsum("bhqk,bkhv->bqhv", expected, v))

@@ -70,3 +70,16 @@ def test_bound_of_zero_has_a_finite_gradient():
     o, _ = hgrn2(x, -200 * x.abs(), x, lower=lower, mask=CAUSAL)
     o.sum().backward()
     assert bool(o.isfinite().all()) and bool(lower.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("logit", [-1e4, -30.0, 0.0, 30.0])
+def test_no_more_is_forgotten_than_the_bound_allows(impl, logit):
+    """What is left of a state of ones, with values of zero, is the forget gate."""
+    lower = lower_bounds(torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    for bound in lower:
+        k = torch.full((1, 1, 3, 5), logit, dtype=torch.float64)
+        ones = {"s": torch.ones(1, 3, 5, 1, dtype=torch.float64)}
+        _, state = hgrn2(k, k, torch.zeros(1, 1, 3, 1).double(), lower=bound, mask=CAUSAL, state=ones, impl=impl)
+        left = state["s"][0, :, :, 0]
+        assert bool((left >= bound - 1e-15).all()) and bool((left <= 1).all())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
+import gnomon.kernels.linear.base as base
 from gnomon.kernels.linear.kda import kda
 from gnomon.kernels.mask import CAUSAL
 
@@ -53,3 +54,29 @@ def test_orthonormal_keys_overwrite_what_is_left(impl):
     _, state = kda(**four, g=g[None, :, None], beta=torch.ones(1, 4, 1), mask=CAUSAL, impl=impl)
     expected = tensor(40.0, 20.0, 30.0) * tensor(0.0, -4.0 - 1.0, -1.0).exp()
     torch.testing.assert_close(state["s"].flatten(), expected)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_open_gates_are_the_delta_rule(impl):
+    """As transformers computes it."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 40, 3, 8, generator=generator) for _ in range(3))
+    beta = torch.rand(2, 40, 3, generator=generator)
+    theirs, _ = torch_recurrent_gated_delta_rule(
+        q, k, v, g=torch.zeros_like(beta), beta=beta, use_qk_l2norm_in_kernel=True
+    )
+    o, _ = kda(q, k, v, g=torch.zeros_like(k), beta=beta, normalize=True, mask=CAUSAL, impl=impl)
+    torch.testing.assert_close(o, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("core", [base.recurrent, base.chunk])
+def test_without_beta_it_is_gated_linear_attention(core):
+    """The recurrence beneath: channel d of the pair (i, j) weighs exp(g_{j+1,d} + ... + g_{i,d})."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, g = torch.randn(4, 1, 40, 2, 8, generator=generator, dtype=torch.float64)
+    total = -g.square().cumsum(1)
+    empty = {"s": torch.zeros(1, 2, 8, 8, dtype=torch.float64)}
+    o, _ = core(q, k, v, causal=True, scale=0.5, state=empty, g=-g.square(), beta=None)
+    for t in range(40):
+        weights = (q[:, t, None] * k[:, : t + 1] * (total[:, t, None] - total[:, : t + 1]).exp()).sum(-1) / 2
+        torch.testing.assert_close(o[:, t], torch.einsum("bkh,bkhv->bhv", weights, v[:, : t + 1]))

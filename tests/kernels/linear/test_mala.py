@@ -65,3 +65,13 @@ def test_a_longer_query_sharpens(impl):
         o, _ = mala(factor * q, k, v, impl=impl)
         spreads.append((o.max() - o.min()).item())
     assert spreads[0] < spreads[1] < spreads[2]
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunk"])
+def test_with_a_large_mass_only_the_difference_from_the_mean_is_left(impl):
+    """1 / c is gone: A is x - c / n, linear in the query's features."""
+    q, k, _ = draw()
+    v = torch.eye(6, dtype=torch.float64).reshape(1, 6, 1, 6)
+    x = 0.5 / 6 * (elu(q[0, :, 0]) + 1) @ (elu(k[0, :, 0]) + 1).T
+    o, _ = mala(q, k, v, scale=0.5e6, impl=impl)
+    torch.testing.assert_close(o[0, :, 0] / 1e6, x - x.mean(-1, keepdim=True), rtol=0, atol=1e-5)

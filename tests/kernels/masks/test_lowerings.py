@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_mask
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, by_head, by_layer
 from gnomon.kernels.masks import atoms, blocks, flex, groups
@@ -14,6 +15,7 @@ VIDEO = Tokens.grid(2, 3, 5)
 TEXT = Tokens.line(37)
 DOCUMENTS = TEXT.having(item=torch.arange(37) // 9)
 PACKED = Tokens.packed(torch.tensor([0, 5, 6, 30]))
+PREFIXED = PACKED.having(seen=torch.tensor([2, 4, 19])[torch.repeat_interleave(torch.tensor([5, 1, 24]))])
 PADDED = Tokens.padded(torch.arange(20) < torch.tensor([[20], [7]]))
 MIXED = Tokens.join([Tokens.line(5), Tokens.grid(3, 4), Tokens.line(2), Tokens.grid(4, 2, item=1), Tokens.line(3)])
 
@@ -24,7 +26,13 @@ CASES = {
     "padded": (CAUSAL, PADDED),
     "window": (CAUSAL & (atoms.recent(6) | atoms.sink(2)), TEXT),
     "prefix": (CAUSAL | atoms.prefix(9), TEXT),
+    "prefix by field": (CAUSAL | atoms.prefix("seen"), PREFIXED),
+    "prefix by row": (CAUSAL | atoms.prefix("seen"), PADDED.having(seen=torch.tensor([[6], [3]]).expand(2, 20))),
     "documents": (atoms.same("item") & CAUSAL, DOCUMENTS),
+    "documents by row": (
+        atoms.same("item") & CAUSAL,
+        TEXT.having(item=torch.arange(37) // torch.tensor([[9], [5]])),
+    ),
     "ranking": (CAUSAL & (atoms.same("item") | atoms.k_is("item", 0) | atoms.q_is("item", 4)), DOCUMENTS),
     "neighbourhood": (windows((3, 4), stride=(1, 2), causal=(True, False)), GRID),
     "dilated": (windows((2, 3), dilation=(2, 2)), GRID),
@@ -65,6 +73,23 @@ def test_all_lowerings_agree(rule, tokens):
         torch.testing.assert_close(groups.densify(found, bound).expand(shape), dense.expand(shape))
 
 
+@each
+def test_the_predicate_is_the_rule(rule, tokens):
+    """Of FlexAttention: evaluated pair by pair, with scalars that it maps over, as torch's own maker of masks does."""
+    bound = rule.on(tokens, layer=3)
+    dense = bound.dense(HEADS)
+    size = (bound.rows, HEADS, tokens.length, tokens.length)
+    torch.testing.assert_close(create_mask(flex.mask_mod(bound), *size, device="cpu"), dense.expand(size))
+
+
+def test_the_predicate_of_queries_elsewhere_than_the_keys():
+    """The last tokens of both rows against all of them."""
+    bound = (CAUSAL & (atoms.recent(4) | atoms.sink(2))).on(PADDED.take(torch.arange(14, 20)), PADDED)
+    found = create_mask(flex.mask_mod(bound), 2, 1, 6, 20, device="cpu")
+    torch.testing.assert_close(found, bound.dense())
+    assert bool(found[0].any()) and not bool(found[1].any())
+
+
 def whole(chosen, lists, length):
     pairs = chosen.repeat_interleave(lists.block[0], 2).repeat_interleave(lists.block[1], 3)
     return pairs[:, :, :length, :length]
@@ -72,7 +97,17 @@ def whole(chosen, lists, length):
 
 def test_what_is_an_equivalence():
     found = {name for name, (rule, tokens) in CASES.items() if groups.groups(rule.on(tokens, layer=3)) is not None}
-    assert found == {"everything", "causal", "packed", "padded", "documents", "axial", "blocks", "residues"}
+    assert found == {
+        "everything",
+        "causal",
+        "packed",
+        "padded",
+        "documents",
+        "documents by row",
+        "axial",
+        "blocks",
+        "residues",
+    }
 
 
 def test_tokens_at_one_position_are_no_causal_group():

@@ -7,9 +7,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels.mask import EVERYTHING
+from gnomon.kernels.masks.blocks import block_lists
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import recording
-from gnomon.kernels.sparse.neighborhood import neighborhood
+from gnomon.kernels.sparse.base import tile_order
+from gnomon.kernels.sparse.neighborhood import neighborhood, rule
 
 GOLDEN = {
     "odd": (8, {"window": (3,)}, "0-2 0-2 1-3 2-4 3-5 4-6 5-7 5-7"),
@@ -26,6 +28,14 @@ GRIDS = {
     "blocked axis": ((6, 8), {"window": (2, 3), "stride": (2, 1)}),
     "video": ((4, 3, 6), {"window": (2, 3, 3), "causal": (True, False, False), "dilation": (1, 1, 2)}),
 }
+
+# Extents, window and stride on every axis, and the speed-up that the simulator of the paper's method bounds it by
+SPEED = [
+    ((1024,), 256, 1, 3.37), ((1024,), 256, 64, 3.37), ((1024,), 256, 256, 4.0),
+    ((64, 64), 16, 1, 8.46), ((64, 64), 16, 8, 8.46), ((64, 64), 16, 16, 16.0),
+    ((64, 64), 24, 1, 3.54), ((64, 64), 24, 2, 3.54), ((64, 64), 24, 4, 3.54),
+    ((64, 64), 24, 8, 7.11), ((64, 64), 24, 16, 5.22),
+]  # fmt: skip
 
 
 def visible(i: int, j: int, length: int, w: int, s: int, d: int, causal: bool) -> bool:
@@ -108,3 +118,17 @@ def test_wrong_windows_are_refused():
     for options in ({"window": (5, 3)}, {"window": (3, 3), "stride": 4}, {"window": (3, 3), "dilation": (1, 2)}):
         with pytest.raises(ValueError, match=r"mask: window|mask: a window"):
             neighborhood(q, q, q, grid=(4, 3), **options)
+
+
+@pytest.mark.parametrize("extents, window, stride, bound", SPEED)
+def test_blocks_that_are_read_are_those_of_the_simulator(extents, window, stride, bound):
+    """With tiles at fixed places, of 64 tokens on a line and of 8 x 8 on an image."""
+    tokens = Tokens.grid(*extents)
+    order = tile_order(tokens)
+    tokens = tokens if order is None else tokens.take(order)
+    axes = len(extents)
+    lists = block_lists(rule(extents, (window,) * axes, stride=stride).on(tokens), block_q=64, block_k=64)
+    assert 1 / lists.density == pytest.approx(bound, abs=0.005)
+    # what is gained is all that windows can gain where, and only where, no block is read for a part of it
+    whole = torch.tensor(extents).prod() / window**axes
+    assert (not lists.partial_count.any()) == (1 / lists.density == pytest.approx(float(whole)))

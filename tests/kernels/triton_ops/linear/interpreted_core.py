@@ -12,8 +12,12 @@ from torch import Tensor
 from twins import DEVICE, EXACT, INTERPRETED, TOLERANCE
 
 from gnomon.kernels.linear import base
+from gnomon.kernels.linear.based import based
 from gnomon.kernels.linear.gated_deltanet import gated_deltanet
 from gnomon.kernels.linear.gla import gla
+from gnomon.kernels.linear.hedgehog import hedgehog
+from gnomon.kernels.linear.hgrn2 import hgrn2
+from gnomon.kernels.linear.lightning import lightning
 from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.op import Result
 from gnomon.kernels.triton_ops.linear import core
@@ -159,3 +163,29 @@ def test_packed(operator):
         found.append([o, state["s"], *torch.autograd.grad(loss, list(leaves.values()))])
     for a, b in zip(*found):
         torch.testing.assert_close(a.cpu().double(), b, rtol=10 * TOLERANCE, atol=10 * TOLERANCE)
+
+
+@pytest.mark.parametrize("operator", [lightning, hgrn2, based, hedgehog])
+def test_packed_in_one_launch(operator, monkeypatch):
+    """What is done around the core knows no other token: all sequences go to it at once, and come as if alone."""
+    calls, plain = [], core.chunk
+    monkeypatch.setattr(core, "chunk", lambda *a, **how: calls.append(how["cu_seqlens"]) or plain(*a, **how))
+    tensors = list(inputs("none", False, 19, rows=1, width=4, values=5).values())[:3]
+    more = {"decay": torch.tensor([0.0, 0.7])} if operator is lightning else {}
+    ends, found = [0, 2, 19], []
+    for impl, device, dtype in (("triton", DEVICE, EXACT), ("reference", "cpu", torch.float64)):
+        leaves = [x.to(device, dtype).requires_grad_() for x in tensors]
+        given = {name: x.to(device, dtype) for name, x in more.items()}
+        if impl == "triton":
+            packed = torch.tensor(ends, device=device)
+            o, state = operator(*leaves, **given, mask=CAUSAL, cu_seqlens=packed, impl=impl)
+            s = state["s"]
+        else:
+            alone = [
+                operator(*(x[:, a:b] for x in leaves), **given, mask=CAUSAL, impl=impl) for a, b in ((0, 2), (2, 19))
+            ]
+            o, s = torch.cat([o for o, _ in alone], 1), torch.cat([state["s"] for _, state in alone])
+        found.append([o, s, *torch.autograd.grad((o * o).sum() + (s * s).sum(), leaves)])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=10 * TOLERANCE, atol=10 * TOLERANCE)
+    assert [x.tolist() for x in calls] == [ends]

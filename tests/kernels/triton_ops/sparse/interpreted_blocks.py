@@ -61,6 +61,18 @@ def test_neighborhood_in_tiles():
     assert choices[0].used == "triton"
 
 
+def test_grids_of_many_rows(monkeypatch):
+    """CUDA's limits: 2147483647 programs along x, 65535 along y and z. Nothing is run here."""
+    grids = []
+    monkeypatch.setattr(type(blocks.forward), "__getitem__", lambda kernel, grid: lambda **given: grids.append(grid))
+    (q,) = tensors((70_000, 1, 1, 8))
+    lists = from_mask(CAUSAL.on(Tokens.line(1, device=DEVICE)), heads=1)
+    blocks.sparse(q, q, q, lists=lists, scale=1.0).sum().backward()
+    assert len(grids) == 4
+    for x, y, z in ((*grid, 1, 1)[:3] for grid in grids):
+        assert x * y * z >= 70_000 and x < 2**31 and max(y, z) <= 65535
+
+
 @pytest.mark.parametrize("feature", ["softmax", "relu"])
 def test_sla(feature):
     """The linear branch included; the last blocks are short, and 19 wide is no power of two."""
@@ -69,6 +81,17 @@ def test_sla(feature):
     agree(
         lambda q, k, v, weight, bias: sla(q, k, v, weight=weight, bias=bias, impl="triton", **how)[0],
         lambda q, k, v, weight, bias: sla(q, k, v, weight=weight, bias=bias, impl="reference", **how)[0],
+        inputs,
+    )
+
+
+def test_sla_in_several_tiles():
+    """Blocks longer than a tile and no multiple of it, the last ones short."""
+    inputs = tensors((1, 130, 1, 8), (1, 110, 1, 8), (1, 110, 1, 40), (40, 40))
+    how = {"block_q": 80, "block_k": 40, "critical": 0.34, "negligible": 0.0}
+    agree(
+        lambda q, k, v, weight: sla(q, k, v, weight=weight, impl="triton", **how)[0],
+        lambda q, k, v, weight: sla(q, k, v, weight=weight, impl="reference", **how)[0],
         inputs,
     )
 
