@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
+from torch import nn
 
 from gnomon.data.module import DataModule
 from gnomon.data.processor import Processor
@@ -36,6 +37,7 @@ from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import Group, freeze
 from gnomon.vlm.fusion.base import Fusion
+from gnomon.vlm.fusion.residual_gate import ResidualGate
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.model import VLM
@@ -68,15 +70,19 @@ def run_stage(cli: FitCLI, place: Place, *, deadline: float | None) -> str | Non
         # fresh objects: nothing but the model directory passes from stage to stage
         cli.instantiate()
     options, run = cli.config, place.run
-    stage: Stage = cli.config_init.recipe.stages()[place.index]
+    stages: list[Stage] = cli.config_init.recipe.stages()
+    stage = stages[place.index]
     data: DataModule = cli.config_init.data
     data.train_source = stage.data or data.train_source
     data.batch_size = stage.batch_size or data.batch_size
     # the parts may come in several dtypes; trained are float32 weights, which `precision` may lower
     vlm = _model(cli, place.start).float()
+    stages = [fitting(each, vlm) for each in stages]
+    stage = stages[place.index]
     if place.start is None:
-        new = vlm.mixers[len(vlm.mixers) - len(cli.plain()["model"]["mixers"]) :]
-        _check_taught(vlm, new, list(vlm.aux), cli.config_init.recipe.stages())
+        given = cli.plain()["model"]
+        new = vlm.mixers[len(vlm.mixers) - len(given["mixers"]) :]
+        _check_taught(vlm, new, vlm.fusion if given["fusion"] else None, list(vlm.aux), stages)
     if stage.check is not None:
         stage.check(vlm)
     table = freeze(vlm, list(stage.rates))
@@ -131,24 +137,47 @@ def _model(cli: FitCLI, start: Path | None) -> VLM:
     return from_config(given)
 
 
-def _check_taught(vlm: VLM, new: Sequence[Mixer], aux: Sequence[AuxLoss], stages: Sequence[Stage]) -> None:
+def fitting(stage: Stage, vlm: VLM) -> Stage:
+    """The stage with the rates of those parts beside that this model has."""
+    names = [name for name, _ in vlm.named_parameters()]
+    there = {glob: rate for glob, rate in stage.beside.items() if any(fnmatchcase(name, glob) for name in names)}
+    return replace(stage, rates={**stage.rates, **there})
+
+
+def _check_taught(
+    vlm: VLM, new: Sequence[Mixer], fusion: Fusion | None, aux: Sequence[AuxLoss], stages: Sequence[Stage]
+) -> None:
     """A ValueError for what is new and trained by no stage: its random parameters would stay as they are."""
     patterns = [pattern for stage in stages for pattern in stage.rates]
     names = {parameter: name for name, parameter in vlm.named_parameters()}
+
+    def untaught(part: nn.Module) -> list[str]:
+        own = [names[parameter] for parameter in part.parameters()]
+        return [] if any(fnmatchcase(name, pattern) for name in own for pattern in patterns) else own
+
     for index in sorted(index for mixer in new for index in mixer.places(len(vlm.lm.layers))):
-        own = [names[parameter] for parameter in vlm.lm.layers[index].self_attn.mixer.parameters()]
-        if own and not any(fnmatchcase(name, pattern) for name in own for pattern in patterns):
+        if own := untaught(vlm.lm.layers[index].self_attn.mixer):
             raise ValueError(
                 f"the mixer of layer {index} is new and no stage trains any of its {len(own)} parameters, such as "
                 f"{own[0]}; add lm.* to the recipe's rates"
             )
+    # one that begins as the plain model stays that, which does no harm
+    if fusion is not None and not _begins_closed(fusion) and (own := untaught(fusion)):
+        raise ValueError(
+            f"the fusion {type(fusion).__name__} is new and no stage trains any of its {len(own)} parameters, such as "
+            f"{own[0]}; add fusion.* to the recipe's rates"
+        )
     for loss in aux:
-        own = [names[parameter] for parameter in loss.parameters()]
-        if own and not any(fnmatchcase(name, pattern) for name in own for pattern in patterns):
+        if own := untaught(loss):
             raise ValueError(
                 f"the auxiliary loss {type(loss).__name__} is new and no stage trains any of its {len(own)} parameters"
                 "; add aux.* to the recipe's rates (those of SFT are free)"
             )
+
+
+def _begins_closed(fusion: Fusion) -> bool:
+    """Whether it adds nothing until it is trained; tokens that it adds for scenes pass a closed gate."""
+    return getattr(fusion, "zero", False) or (isinstance(fusion, ResidualGate) and not fusion.extra)
 
 
 def _check_sharding(vlm: VLM, strategy: object) -> None:

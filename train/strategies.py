@@ -19,6 +19,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from gnomon.vlm.model import VLM
+
 NAMES = ("auto", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 # A rank that waits this long for the others will wait for ever; their last sample ids are in the run directory.
@@ -92,20 +94,28 @@ class Zero(DeepSpeedStrategy):
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
         if self.zero_stage_3:
-            self._hold_loose_parameters()
+            self._hold()
 
-    def _hold_loose_parameters(self) -> None:
-        """Gather parameters that no leaf module owns (class tokens, position tables) for the whole step.
+    def _hold(self) -> None:
+        """Gather for the whole step what ranks may call differently often, and parameters that no leaf module owns.
 
         ZeRO-3 gathers a module's own parameters around its forward and backward, as seen from the tensors that go in
-        and come out; an encoder whose result is not a plain tensor would lose them before the backward pass.
+        and come out: all ranks must call the same modules in the same order, and an encoder whose result is not a plain
+        tensor would lose its class tokens and position tables before the backward pass.
         """
         from deepspeed.runtime.zero import register_external_parameter
 
+        varied = {part for child in varying(self.lightning_module.vlm) for part in child.modules()}
         for module in self.lightning_module.modules():
-            if any(True for _ in module.children()):
+            if module in varied or any(True for _ in module.children()):
                 for parameter in module.parameters(recurse=False):
                     register_external_parameter(self.lightning_module, parameter)
+        # held as they are they need no hooks, which would count calls and compare the counts of all ranks
+        hooks = {id(hooks) for module in varied for hooks in (module._forward_pre_hooks, module._forward_hooks)}
+        offload = self.deepspeed_engine.optimizer.parameter_offload
+        for handle in (*offload.forward_hooks, *offload.backward_hooks):
+            if id(handle.hooks_dict_ref()) in hooks:
+                handle.remove()
 
     def setup_distributed(self) -> None:
         if self.root_device.type == "cuda":
@@ -159,16 +169,28 @@ def _refuse(config: dict[str, Any]) -> None:
             raise ValueError(f"{key!r} in the DeepSpeed config would replace the recipe's; remove it")
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, blocks: Iterable[nn.Module], *, precision: str) -> None:
-    """FSDP2: each block is gathered when it runs; what remains stays gathered from forward to backward."""
+def varying(vlm: VLM) -> list[nn.Module]:
+    """The parts that ranks may call differently often in a step: once for each size of its pictures, for scenes of
+    which as much is known, or, where nothing is learned, only if there is a picture. All but the language model.
+    """
+    return [part for part in vlm.children() if part is not vlm.lm]
+
+
+def shard(vlm: VLM, mesh: DeviceMesh, blocks: Iterable[nn.Module], *, precision: str) -> None:
+    """FSDP2: each block is gathered when it runs; what remains stays gathered from forward to backward.
+
+    Remain do the blocks of varying parts, too.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    varied = {part for child in varying(vlm) for part in child.modules()}
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        if block not in varied:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(vlm, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 def full_state(strategy: Any, module: nn.Module) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ def checkpoint(demo, tmp_path):
     return save(from_config(demo / "config.yaml"), tmp_path / "start")
 
 
-def overlay(tmp_path, model: dict) -> str:
+def overlay(tmp_path, model: dict, **rest: dict) -> str:
     path = tmp_path / "overlay.yaml"
-    path.write_text(yaml.safe_dump({"model": model}))
+    path.write_text(yaml.safe_dump({"model": model, **rest}))
     return str(path)
 
 
@@ -47,6 +47,26 @@ def test_geometry_without_a_fusion_is_refused(fit, checkpoint, tmp_path):
     given = overlay(tmp_path, {"checkpoint": str(checkpoint), "geometry": GEOMETRY})
     said = fit(tmp_path / "run", "--config", given, code=2)
     assert "the model has a geometry but no fusion; give both, or none" in said and said.count("\n") == 1
+
+
+def test_a_new_fusion_that_no_stage_trains_is_refused(fit, checkpoint, tmp_path):
+    rates = {"class_path": "gnomon.train.recipes.sft.SFT", "init_args": {"rates": {"connector.*": 1e-3}}}
+    random = {**FUSION, "init_args": {"align": "pool"}}
+    parts = {"checkpoint": str(checkpoint), "geometry": GEOMETRY}
+    given = overlay(tmp_path, {**parts, "fusion": random}, recipe=rates)
+    said = fit(tmp_path / "run", "--config", given, code=2)
+    assert "the fusion Add is new and no stage trains any of its 5 parameters, such as fusion.merger.norm" in said
+    assert "add fusion.* to the recipe's rates" in said and said.count("\n") == 1
+
+    # what begins as the plain model may stay that
+    closed = {"class_path": "gnomon.vlm.fusion.residual_gate.ResidualGate", "init_args": {"fusion": random}}
+    short = ("--trainer.max_steps", "1")
+    for name, fusion in (("zero", FUSION), ("closed", closed)):
+        given = overlay(tmp_path, {**parts, "fusion": fusion}, recipe=rates)
+        assert "warning: the recipe's rates name none" in fit(tmp_path / name, "--config", given, *short)
+    # and one that comes with the checkpoint has been trained
+    given = overlay(tmp_path, {"checkpoint": str(tmp_path / "closed" / "model")}, recipe=rates)
+    fit(tmp_path / "more", "--config", given, *short)
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])

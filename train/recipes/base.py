@@ -34,6 +34,7 @@ class Stage:
 
     rates     peak learning rate of each trained part; the first glob that a parameter's name matches counts, and what
               none matches is frozen
+    beside    likewise, of parts that not every model has; a glob that matches nothing does not count
     share     this stage's part of trainer.max_steps or of the budget; without either it is one pass over its data
     steps     or a fixed number of steps
     data      instead of data.train
@@ -52,6 +53,7 @@ class Stage:
     optim: Optim = field(default_factory=Optim)
     callbacks: Callable[[], list[Callback]] = list
     check: Callable[[VLM], None] | None = None
+    beside: dict[str, float] = field(default_factory=dict)
 
 
 class Recipe:

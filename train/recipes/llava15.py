@@ -3,7 +3,8 @@
 Paper:   Improved Baselines with Visual Instruction Tuning. arXiv:2310.03744
 Rule:    stage 1 trains the connector alone on image-caption pairs, stage 2 connector and language model; vision frozen
 Where:   training, two stages
-Differs: batches are random, not grouped by modality and length; a stage's steps may be a share of a given total
+Differs: batches are random, not grouped by modality and length; a stage's steps may be a share of a given total; a
+         fusion with geometry, where the model has one, is trained as the connector is
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class LLaVA15(Recipe):
             data=self.align_data,
             template=self.align_template,
             optim=self.optim,
+            beside={"fusion.*": self.align_lr},
         )
         rates = {"connector.*": self.connector_lr, "lm.*": self.sft_lr}
-        return [align, Stage("sft", rates, share=1 - self.align_share, optim=self.optim)]
+        beside = {"fusion.*": self.connector_lr}
+        return [align, Stage("sft", rates, share=1 - self.align_share, optim=self.optim, beside=beside)]

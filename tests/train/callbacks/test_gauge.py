@@ -66,8 +66,8 @@ def test_models_without_a_fusion_have_no_such_columns(fit, metric, tmp_path):
             "warning: no parameter of the fusion ResidualGate gets a gradient at step 0, the first",
         ),
         (
-            {"fusion": GATED, "rates": REST},
-            "warning: the recipe's rates name none of the fusion's 11 tensors, so Gated",
+            {"fusion": ADD, "rates": REST},
+            "warning: the recipe's rates name none of the fusion's 5 tensors, so Add",
         ),
         (
             {"fusion": {**ADD, "init_args": {"merge": 2}}, "geometry": TINY, "rates": ("*",)},

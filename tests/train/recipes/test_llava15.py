@@ -47,6 +47,20 @@ def test_only_the_declared_parts_of_each_stage_move(fit, weights, options, tmp_p
     assert [config["model"]["template"] for config in configs] == ["demo", "demo"]
 
 
+def test_a_fusion_is_trained_with_the_connector(fit, weights, options, by_turns, tmp_path):
+    geometry = {"class_path": "gnomon.vlm.geometry.known.Known", "init_args": {"patch": 8, "octaves": 2}}
+    fusion = {"class_path": "gnomon.vlm.fusion.gated.Gated", "init_args": {"merge": 2}}
+    given = {"model": {"geometry": geometry, "fusion": fusion}, "data": by_turns("SSSSSSSS")}
+    (tmp_path / "scenes.yaml").write_text(yaml.safe_dump(given))
+    options = (*options, "--config", str(tmp_path / "scenes.yaml"))
+    fit(tmp_path / "start", *options[2:], "--recipe.lr", "0", "--trainer.max_steps", "1")
+    fit(tmp_path / "run", *options)
+    start, end = weights(tmp_path / "start"), weights(tmp_path / "run")
+    align = load_file(tmp_path / "run/stages/align/model/model.safetensors")
+    assert moved(start, align, "fusion") == moved(align, end, "fusion") == {True}
+    assert moved(start, align, "lm") == moved(start, end, "encoder") == {False}
+
+
 @pytest.mark.parametrize("nth", [2, 4])
 def test_killed_in_either_stage_and_resumed(fit, killed, weights, options, tmp_path, nth):
     fit(tmp_path / "straight", *options)
@@ -60,6 +74,7 @@ def test_killed_in_either_stage_and_resumed(fit, killed, weights, options, tmp_p
 
 def test_defaults_are_the_papers():
     align, sft = LLaVA15().stages()
+    assert (align.beside, sft.beside) == ({"fusion.*": 1e-3}, {"fusion.*": 2e-5})
     assert align.rates == {"connector.*": 1e-3} and align.template == "plain"
     assert sft.rates == {"connector.*": 2e-5, "lm.*": 2e-5} and sft.template is None
     assert (sft.optim.warmup, sft.optim.schedule, sft.optim.weight_decay) == (0.03, "cosine", 0.0)
