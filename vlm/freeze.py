@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from gnomon.vlm.geometry.base import GeometryEncoder
+
 _DEPTH = 2
 """Levels of modules that the table goes into."""
 
@@ -32,7 +34,7 @@ class Group:
 
 
 def freeze(model: nn.Module, train: Sequence[str]) -> str:
-    """Train what a pattern matches, freeze the rest; returns the table."""
+    """Train what a pattern matches, but for geometry encoders that are frozen; freeze the rest. Returns the table."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in train:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -42,6 +44,15 @@ def freeze(model: nn.Module, train: Sequence[str]) -> str:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if any(fnmatchcase(name, pattern) for pattern in train):
             parameter.requires_grad_(True)
+    for part in model.modules():
+        if isinstance(part, GeometryEncoder) and part.frozen:
+            part.requires_grad_(False)
+    moving = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad]
+    for pattern in train:
+        if not any(fnmatchcase(name, pattern) for name in moving):
+            raise ValueError(
+                f"pattern {pattern!r} matches a frozen geometry encoder alone; leave it out, or set its frozen to false"
+            )
     # encoders keep frozen batch norms in evaluation, whichever way the mode was set last
     model.train(model.training)
     return table(model)

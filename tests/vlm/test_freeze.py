@@ -10,6 +10,8 @@ from torch import nn
 
 from gnomon.vlm.encoders.timm import Timm
 from gnomon.vlm.freeze import Group, freeze, groups, table
+from gnomon.vlm.fusion.add import Add
+from gnomon.vlm.geometry.tinygeo import TinyGeo
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -30,6 +32,19 @@ def test_patterns_are_anchored(tiny, patterns, expression):
     model = tiny()
     freeze(model, patterns)
     assert trainable(model) == {name for name, _ in model.named_parameters() if re.match(expression, name)} != set()
+
+
+def test_a_frozen_geometry_encoder_is_not_trained(tiny):
+    model = tiny()
+    model.join(TinyGeo(heads=()), Add(align="pool"))
+    freeze(model, ["*"])
+    assert {name.split(".")[0] for name in trainable(model)} == {"encoder", "connector", "lm", "fusion"}
+    assert trainable(model) == {name for name, _ in model.named_parameters() if not name.startswith("geometry.")}
+    with pytest.raises(ValueError, match=r"pattern 'geometry\.\*' matches a frozen geometry encoder alone"):
+        freeze(model, ["lm.*", "geometry.*"])
+    model.geometry.freeze(False)
+    freeze(model, ["geometry.*"])
+    assert {name.split(".")[0] for name in trainable(model)} == {"geometry"}
 
 
 def test_freezing_again_starts_afresh(tiny):

@@ -16,7 +16,7 @@ from gnomon.vlm.tally import Tally
 
 
 class Gauge(Columns):
-    """Says in a line each, once, what keeps the fusion from learning or would change a frozen geometry encoder.
+    """Says in a line each, once, what keeps the fusion from learning.
 
     Its columns are for the meter. Gradients are looked at in the first step that has scenes, and in no other.
     """
@@ -88,13 +88,7 @@ class Gauge(Columns):
 
 def faults(vlm: VLM) -> list[str]:
     """What is wrong with the choice of what is trained, a line each."""
-    lines, geometry, fusion = [], vlm.geometry, vlm.fusion
-    moved = sum(p.requires_grad for p in geometry.parameters())
-    if geometry.frozen and moved:
-        lines.append(
-            f"warning: {type(geometry).__name__} is frozen, but the recipe's rates name {moved} of its tensors, which "
-            "get no gradient and may still decay; leave geometry.* out of the rates, or set frozen: false"
-        )
+    lines, fusion = [], vlm.fusion
     every = list(fusion.parameters())
     if every and not any(p.requires_grad for p in every):
         lines.append(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -69,17 +71,24 @@ def test_models_without_a_fusion_have_no_such_columns(fit, metric, tmp_path):
             {"fusion": ADD, "rates": REST},
             "warning: the recipe's rates name none of the fusion's 5 tensors, so Add",
         ),
-        (
-            {"fusion": {**ADD, "init_args": {"merge": 2}}, "geometry": TINY, "rates": ("*",)},
-            "warning: TinyGeo is frozen",
-        ),
     ],
-    ids=["dead", "not trained", "frozen"],
+    ids=["dead", "not trained"],
 )
 def test_one_line_says_what_is_wrong(fit, options, tmp_path, given, line):
     said = fit(tmp_path / "run", *options(**given))
     warned = [one for one in said.splitlines() if one.startswith("warning")]
     assert len(warned) == 1 and warned[0].startswith(line)
+
+
+def test_rates_for_everything_leave_a_frozen_encoder_out(ranks, fit, options, tmp_path):
+    """Under DDP, too, which would wait for gradients that never come."""
+    given = options({**ADD, "init_args": {"merge": 2}}, geometry=TINY, rates=("*",))
+    assert "warning" not in fit(tmp_path / "one", *given)
+    assert "warning" not in ranks(tmp_path / "two", *given, "--data.batch_size", "1", "--trainer.strategy", "ddp")
+    torch.manual_seed(0)
+    first, last = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    frozen = [name for name in first if name.startswith("geometry.")]
+    assert len(frozen) > 50 and all(torch.equal(first[name], last[name]) for name in frozen)
 
 
 @pytest.mark.parametrize("strategy", ["zero3", "fsdp2"])
