@@ -53,7 +53,7 @@ SIZES_FLOAT32 = {
     outputs: (16, 32, 4, 1),
     value_gradients: (32, 32, 4, 1),
     state_gradients: (32, 32, 4, 1),
-    key_gradients: (16, 32, 4, 1),
+    key_gradients: (16, 16, 4, 1),
     solve: (32, 32, 4, 1),
     solve_gradients: (16, 16, 4, 1),
     fade: (16, 16, 4, 1),
@@ -277,7 +277,7 @@ def sizes(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, 
         stages = 1
     return {
         "BLOCK_K": min(block_k, lanes_k), "BLOCK_V": min(block_v, lanes_v), "WARPS": warps, "STAGES": stages,
-        "REGISTERS": None if narrow else REGISTERS,
+        "REGISTERS": None if narrow and kernel is not solve else REGISTERS,
     }  # fmt: skip
 
 
@@ -318,5 +318,5 @@ def builds(
         add(decode.advance, decode.constants(types[dtype], width, value_width, **more))
         if normalize:
             for kernel in (units.forward, units.backward):
-                add(kernel, units.constants(types[dtype], width))
+                add(kernel, {**units.constants(types[dtype], width), "REGISTERS": REGISTERS})
     return found

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from gnomon.kernels.triton_ops.launch import REGISTERS
+
 EPSILON = tl.constexpr(1e-6)
 ROWS = 16
 
@@ -42,7 +44,8 @@ def _launch(kernel: triton.JITFunction, *tensors: Tensor) -> None:
     x = tensors[0]
     count, width = x.numel() // x.shape[-1], x.shape[-1]
     with torch.cuda.device_of(x):
-        kernel[(triton.cdiv(count, ROWS),)](*tensors, count, **constants(x.dtype, width), num_warps=4)
+        how = {**constants(x.dtype, width), "num_warps": 4, "maxnreg": REGISTERS}
+        kernel[(triton.cdiv(count, ROWS),)](*tensors, count, **how)
 
 
 class _Unit(torch.autograd.Function):
