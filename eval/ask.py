@@ -77,7 +77,7 @@ def cover(loaded: Loaded, views: Sequence[np.ndarray], count: int) -> list[np.nd
     encoder, spec = loaded.model.geometry, loaded.processor.views
     if encoder is None or spec is None or "points" not in encoder.heads:
         raise ValueError(
-            f"--frames goes by points, and the geometry encoder of {loaded.name} predicts none; leave it out"
+            f"--frames goes by points of a geometry encoder, and {loaded.name} has none that predicts any; leave it out"
         )
     known = prepare(Geometry(tuple(views)), replace(spec, most=None), images=(), name="the folder")
     (output,) = survey(encoder, [known], heads={"points"}).outputs

@@ -37,7 +37,6 @@ from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.freeze import Group, freeze
 from gnomon.vlm.fusion.base import Fusion
-from gnomon.vlm.fusion.residual_gate import ResidualGate
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.mixers.base import Mixer
 from gnomon.vlm.model import VLM
@@ -161,8 +160,8 @@ def _check_taught(
                 f"the mixer of layer {index} is new and no stage trains any of its {len(own)} parameters, such as "
                 f"{own[0]}; add lm.* to the recipe's rates"
             )
-    # one that begins as the plain model stays that, which does no harm
-    if fusion is not None and not _begins_closed(fusion) and (own := untaught(fusion)):
+    # one that begins as the plain model does no harm
+    if fusion is not None and not fusion.zero and (own := untaught(fusion)):
         raise ValueError(
             f"the fusion {type(fusion).__name__} is new and no stage trains any of its {len(own)} parameters, such as "
             f"{own[0]}; add fusion.* to the recipe's rates"
@@ -173,11 +172,6 @@ def _check_taught(
                 f"the auxiliary loss {type(loss).__name__} is new and no stage trains any of its {len(own)} parameters"
                 "; add aux.* to the recipe's rates (those of SFT are free)"
             )
-
-
-def _begins_closed(fusion: Fusion) -> bool:
-    """Whether it adds nothing until it is trained; tokens that it adds for scenes pass a closed gate."""
-    return getattr(fusion, "zero", False) or (isinstance(fusion, ResidualGate) and not fusion.extra)
 
 
 def _check_sharding(vlm: VLM, strategy: object) -> None:

@@ -93,7 +93,8 @@ def test_a_closed_gate_is_the_plain_model_bit_for_bit(cls, fused):
         expected = images_of(plain, plain_of(batch))
         for bad in (0.0, math.inf, math.nan):
             assert torch.equal(images_of(model, batch_of(model, depth=spoilt(bad))), expected)
-        if not fusion.extra:
+        assert fusion.zero == (not fusion.extra)
+        if fusion.zero:
             assert torch.equal(model(batch).logits, plain(plain_of(batch)).logits)
 
 

@@ -105,8 +105,8 @@ def test_more_views_than_the_encoder_takes_are_refused(surveying, tmp_path):
         question_of(loaded, "What?", views=[np.zeros((32, 32, 3), np.uint8)] * 3)
 
 
-def test_of_many_pictures_those_are_asked_about_that_see_most(surveying, monkeypatch):
-    loaded = surveying(TinyGeo(), Add(align="pool"))
+def test_of_many_pictures_those_are_asked_about_that_see_most(loaded, surveying, monkeypatch):
+    without, loaded = loaded, surveying(TinyGeo(), Add(align="pool"))
     pictures = [np.full((32, 32, 3), level, np.uint8) for level in range(6)]
     given = {}
 
@@ -117,8 +117,9 @@ def test_of_many_pictures_those_are_asked_about_that_see_most(surveying, monkeyp
     monkeypatch.setattr(asking, "choose", chosen)
     assert [int(view[0, 0, 0]) for view in cover(loaded, pictures, 2)] == [0, 4]
     assert given["points"].shape[:1] == given["confidence"].shape[:1] == (6,) and given["count"] == 2
-    with pytest.raises(ValueError, match=r"--frames goes by points, and the geometry encoder of .* predicts none"):
-        cover(surveying(TinyGeo(heads=()), Add(align="pool")), pictures, 2)
+    for one in (surveying(TinyGeo(heads=()), Add(align="pool")), without):
+        with pytest.raises(ValueError, match=r"--frames goes by points .*, and .* has none that predicts any; leave"):
+            cover(one, pictures, 2)
 
 
 def test_folders_that_hold_no_views_are_refused(tmp_path):

@@ -74,6 +74,7 @@ class Fusion(Bridge):
     frames  views in a row whose geometry each of them gets, side by side
     extra   tokens that it adds for each scene, behind its images (see `scene`)
     sees    whether `scene` wants the vision encoder's features
+    zero    whether it begins as the plain model, which untrained it then stays
     opened  how much of each token of the last call came from geometry, in 0..1, without a graph: (I,N) or one for all;
             None: it has no gate to look at
     """
@@ -86,6 +87,7 @@ class Fusion(Bridge):
     frames: int = 1
     extra: int = 0
     sees: bool = False
+    zero: bool = False
     opened: Tensor | None = None
 
     def setup(self, widths: dict[str, int], out: int) -> None:
@@ -129,8 +131,6 @@ class Aligned(Fusion):
 
     hidden: width inside the merger; None: as wide as what comes out.
     """
-
-    zero: bool = False
 
     def __init__(
         self, *, align: Align = "merge", merge: int = 1, layer: int | None = None, hidden: int | None = None

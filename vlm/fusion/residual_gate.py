@@ -27,6 +27,8 @@ class ResidualGate(Fusion):
         self.per_channel = per_channel
         for name in ("behind", "needs", "align", "merge", "layers", "frames", "extra", "sees"):
             setattr(self, name, getattr(self.fusion, name))
+        # tokens that are added for scenes pass no gate
+        self.zero = not self.extra
 
     def setup(self, widths: dict[str, int], out: int) -> None:
         self.fusion.setup(widths, out)

@@ -3,7 +3,7 @@
 Paper:   Spatial-MLLM: Boosting MLLM Capabilities in Visual-based Spatial Intelligence. arXiv:2505.23747
 Rule:    sure points (confidence above its median and 0.1) fall into cubes, a twentieth of their box's shortest side
          wide; frames are taken greedily, the one that adds most cubes first, until none adds any; in order of time
-Differs: where that leaves frames to choose, those farthest from all chosen ones fill up (the paper's text has no rule)
+Differs: where that leaves frames to choose, those farthest from all chosen ones fill up, a rule of our own
 
 Shapes: S frames, H,W pixels.
 """

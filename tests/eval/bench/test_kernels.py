@@ -209,6 +209,25 @@ def test_results_from_before_there_was_a_density_are_still_lines():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("taken", "patience", "wanted", "calls"),
+    [
+        # as many as fit into half a second: 50 at most, 5 at least, 3 of what takes longer by itself
+        ([0.02, *[0.03] * 10, 0.01, *[0.03] * 39], 9.0, 0.01, 26),
+        ([1e-4, *[2e-4] * 60], 9.0, 1e-4, 51),
+        ([0.3, 0.2, 0.4, 0.25, 0.2], 9.0, 0.2, 5),
+        ([2.0, 3.0, 1.5], 9.0, 1.5, 3),
+        # what is beyond patience is not called again
+        ([10.0], 9.0, 10.0, 1),
+    ],
+)
+def test_the_fastest_call_counts(monkeypatch, taken, patience, wanted, calls):
+    left = list(taken)
+    monkeypatch.setattr(kernels, "_once", lambda *_: left.pop(0))
+    assert kernels._seconds(lambda: None, torch.device("cpu"), patience=patience) == wanted
+    assert len(taken) - len(left) == calls
+
+
 def test_what_is_too_slow_is_left_out_of_longer_lengths():
     setting = replace(SETTING, patience=1e-9)
     found = [t for t in timings(["plain"], setting, lengths=[64, 128]) if t.operator == "linear/plain"]
