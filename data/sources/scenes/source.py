@@ -40,7 +40,7 @@ TASKS: dict[str, Task] = {
 SPLITS = ("train", "test")
 PROMPTS = ("question", "words")
 LEAST_SIDE = 48
-MOST_VIEWS = 32
+MOST_VIEWS = 256
 _LAYOUTS = 2000
 
 

@@ -44,10 +44,10 @@ def test_seeds_and_splits_share_no_item():
 
 
 @pytest.mark.parametrize("size", [(112, 112), (48, 128), (90, 64)])
-@pytest.mark.parametrize("views", [1, (2, 4), 6])
-def test_samples_are_whole(size, views):
+@pytest.mark.parametrize(("views", "count"), [(1, 24), ((2, 4), 24), (6, 24), (256, 2)])
+def test_samples_are_whole(size, views, count):
     low, high = (views, views) if isinstance(views, int) else views
-    for sample in Scenes(count=24, seed=1, size=size, views=views):
+    for sample in Scenes(count=count, seed=1, size=size, views=views):
         check(sample, train=True)
         check_geometry(sample.geometry, max_views=high)
         count = len(sample.geometry.views)
@@ -166,6 +166,7 @@ def test_options_are_followed():
         ({"size": (32, 112)}, "at least 48"),
         ({"views": 0}, "views is"),
         ({"views": (3, 2)}, "views is"),
+        ({"views": 257}, "views is"),
         ({"views": 1, "tasks": ["count"]}, "'count' needs 2 views"),
         ({"split": "dev"}, "choose from train, test"),
         ({"prompt": "official"}, "choose from question, words"),
