@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnomon.kernels.triton_ops.aot import CAPABILITIES, Build
-from gnomon.kernels.triton_ops.linear.moments import builds
+from gnomon.kernels.triton_ops.linear.moment_kernels import builds
 
 RUN = Path(__file__).with_name("interpreted_moments.py")
 
