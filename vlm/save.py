@@ -12,7 +12,6 @@ import inspect
 import json
 import re
 from collections.abc import Collection, Iterator
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gnomon.vlm import shipped
 from gnomon.vlm.auxiliary.base import AuxLoss
 from gnomon.vlm.compute.base import VisualCompute
 from gnomon.vlm.connectors.base import Bridge
@@ -121,17 +121,11 @@ def resolve(name: str | Path) -> Path:
         return path
     if path.exists():
         raise ValueError(f"{name} is a file; a gnomon model is a directory")
-    shipped = _shipped()
-    if path.name == str(name) and (shipped / path.name).is_dir():
-        return shipped / path.name
-    names = sorted(entry.name for entry in shipped.iterdir() if entry.is_dir()) if shipped.is_dir() else []
+    ours = shipped.place("checkpoints")
+    if path.name == str(name) and (ours / path.name).is_dir():
+        return ours / path.name
+    names = sorted(entry.name for entry in ours.iterdir() if entry.is_dir()) if ours.is_dir() else []
     raise ValueError(f"there is no model directory {name}; models in the package: {', '.join(names) or 'none'}")
-
-
-def _shipped() -> Path:
-    """Where the package's own models are; `files` of a namespace package may stand for several directories."""
-    places = [Path(place) / "checkpoints" for place in import_module("gnomon.configs").__path__]
-    return next((place for place in places if place.is_dir()), places[0])
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from gnomon.eval import session
+from gnomon.vlm import shipped
 from gnomon.vlm.model import VLM
 from gnomon.vlm.save import from_config
 
 
 def presets() -> dict[str, Path]:
-    places = [Path(place) / "model" for place in import_module("gnomon.configs").__path__]
-    return {file.stem: file for place in places for file in sorted(place.glob("*.yaml"))}
+    return {file.stem: file for file in sorted(shipped.place("model").glob("*.yaml"))}
 
 
 def open_model(name: str, *, device: str = "auto", dtype: str = "auto") -> VLM:

@@ -208,7 +208,7 @@ def test_places_that_are_no_model(tmp_path: Path):
 
 def test_a_model_of_the_package_is_found_by_name(tmp_path: Path, monkeypatch):
     (tmp_path / "checkpoints/first").mkdir(parents=True)
-    monkeypatch.setattr(module, "_shipped", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(module.shipped, "place", lambda name: tmp_path / name)
     assert resolve("first") == tmp_path / "checkpoints/first"
     with pytest.raises(ValueError, match="models in the package: first"):
         resolve("second")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from gnomon.vlm import shipped
 
 SUPPORTED = (
     "gemma",
@@ -102,10 +103,9 @@ def _locate(path: str) -> tuple[str, str | None]:
         if len(files) != 1:
             raise ValueError(f"language model {path!r}: the package has {len(files)} .gguf files, not 1; name a file")
         return str(files[0].parent), files[0].name
-    if path.startswith("configs:"):
-        places = [Path(place) / path.removeprefix("configs:") for place in import_module("gnomon.configs").__path__]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
+    if path.startswith(shipped.PREFIX):
+        found = shipped.resolve(path)
+        if not found.exists():
             raise ValueError(f"language model {path!r} is not in the package's configs; correct the name")
         return str(found), None
     if path.endswith(".gguf"):

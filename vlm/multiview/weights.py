@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gnomon.vlm import shipped
+
 
 def load(module: nn.Module, path: str, *, rename: Mapping[str, str] | None = None, ignore: Sequence[str] = ()) -> None:
     """Fill the module from a file or directory; parameters on the meta device become the file's tensors.
@@ -45,7 +47,7 @@ def load(module: nn.Module, path: str, *, rename: Mapping[str, str] | None = Non
 
 def read(path: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt, .pth or .bin file, or of all such files of one kind in a directory."""
-    place = Path(path)
+    place = shipped.resolve(path)
     if not place.exists():
         raise ValueError(
             f"weights {path} do not exist; give a file or a directory, as `hf download NAME --local-dir DIR` makes it"
