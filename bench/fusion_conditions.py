@@ -17,7 +17,13 @@ WIDTH = 64
 """Of the small model."""
 
 FUSIONS = "gnomon.vlm.fusion."
-LEARNED = {"add": "add.Add", "masking alone": "MaskedAdd", "gate alone": "gated.Gated", "GeoSR": "geosr.GeoSR"}
+PREDICTED = {
+    "add": "add.Add",
+    "GeoSR: masking alone": "MaskedAdd",
+    "GeoSR: gate alone": "gated.Gated",
+    "GeoSR": "geosr.GeoSR",
+    "concat": "concat.Concat",
+}
 
 
 class MaskedAdd(GeoSR):
@@ -29,20 +35,22 @@ class MaskedAdd(GeoSR):
 
 @dataclass(frozen=True)
 class Condition:
-    """learned: tokens of a trained encoder, else of exact points. scene: whose. blind: black pictures."""
+    """predicted: tokens of a trained encoder, else of exact points. scene: whose. blind: black pictures."""
 
     fusion: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
-    learned: bool = False
+    predicted: bool = False
     scene: str = "own"
     blind: bool = False
 
-    def make(self) -> Fusion | None:
+    def make(self, cells: int) -> Fusion | None:
+        """cells: of a trained encoder under a visual token, per side."""
         if self.fusion is None:
             return None
+        options = dict(self.options) | ({"merge": cells} if self.predicted else {})
         if self.fusion == "MaskedAdd":
-            return MaskedAdd(**dict(self.options))
-        return build({"class_path": FUSIONS + self.fusion, "init_args": dict(self.options)}, Fusion)
+            return MaskedAdd(**options)
+        return build({"class_path": FUSIONS + self.fusion, "init_args": options}, Fusion)
 
 
 def _fused(path: str, **options: Any) -> Condition:
@@ -72,5 +80,5 @@ CONDITIONS: dict[str, Condition] = {
     "coordinates, MLP": _fused("coordinate_embedding.CoordinateEmbedding"),
     "coordinates, sines": _fused("sinusoidal_coordinates.SinusoidalCoordinates", voxel=0.05),
     "GST-VLA": _fused("gst_vla.GSTVLA", tokens=16, width=WIDTH, heads=4),
-    **{f"TinyGeo: {name}": replace(_fused(path), learned=True) for name, path in LEARNED.items()},
+    **{f"predicted, {name}": replace(_fused(path), predicted=True) for name, path in PREDICTED.items()},
 }

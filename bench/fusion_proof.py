@@ -5,7 +5,7 @@ distances and questions about space, which no single picture answers: once for e
 the same questions in the same order. Scores are those of `gnomon evaluate` on the test split; differences are paired by
 item.
 
-    python bench/fusion_proof.py [--encoder runs/tinygeo/encoder] [--seeds 0 1 2] [--only add GeoSR] [--steps 1000]
+    python bench/fusion_proof.py [--encoder runs/plane_sweep/encoder] [--seeds 0 1 2] [--only add GeoSR] [--steps 1000]
                                  [--jobs 2] [--work runs/fusion_proof] [--out bench/results/fusion_proof]
 
 Runs that are finished are kept in --work, so a repeated command goes on where it was stopped.
@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from data_diagrams import processor as device
 from fusion_conditions import CONDITIONS, WIDTH, Condition
-from fusion_encoder import measured
-from fusion_stock import SIZE, VIEWS, Remembered, Stock, Text
+from fusion_encoder import measured, opened
+from fusion_stock import GRID, SIZE, VIEWS, Remembered, Stock, Text
 from fusion_table import markdown, picture
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
@@ -55,7 +55,6 @@ from gnomon.eval.runner import Variant, answerer
 from gnomon.vlm.connectors.coord_mlp import CoordMLP
 from gnomon.vlm.encoders.timm import Timm
 from gnomon.vlm.geometry.known import Known
-from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import IGNORE, Batch, Views
 from gnomon.vlm.model import VLM, Seen
@@ -180,11 +179,9 @@ def seen_by(vlm: VLM, batch: Batch, told: Remembered | None, items: list[int]) -
     scenery, vlm.scenery = vlm.scenery, None
     seen = vlm.see(batch.pixels)[0]
     vlm.scenery = scenery
-    layers = vlm.fusion.layers
-    output = told.output(items, tuple(layers))
-    read = torch.cat([output.layers[layer] for layer in layers], -1) if layers else output.tokens
+    output = told.output(items)
     where = {i: (0, i, 0) for i in range(len(items))}
-    tokens = together(read, output.valid, vlm.fusion.frames)
+    tokens = together(output.tokens, output.valid, vlm.fusion.frames)
     seen.survey = Survey([output], [tokens], [list(range(len(items)))], where)
     return [seen]
 
@@ -196,11 +193,12 @@ def second_lesson(name: str, seed: int, work: Path, encoder: str | None, count: 
     stock = Stock(work / "stock", count=count, seed=0, tasks=TASKS, jobs=1)
     vlm = model(work / "words", seed)
     vlm.load_state_dict(torch.load(work / "first.pt", weights_only=True))
-    told, fusion = None, condition.make()
+    geometry = opened(encoder) if condition.predicted else Known(patch=4)
+    told, fusion = None, condition.make(SIZE[0] // GRID // geometry.patch)
     if fusion is not None:
         torch.manual_seed(seed)
-        vlm.join(TinyGeo(weights=encoder) if condition.learned else Known(patch=4), fusion)
-        told = Remembered(work / "stock" / "encoder") if condition.learned else None
+        vlm.join(geometry, fusion)
+        told = Remembered(work / "tokens.npy") if condition.predicted else None
     processor = processing(vlm)
 
     generator = np.random.default_rng(seed)
@@ -253,7 +251,7 @@ def examined(vlm: VLM, processor: Processor, condition: Condition, *, each: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", help="weights of TinyGeo xs, of `gnomon fit-geometry`; adds conditions with it")
+    parser.add_argument("--encoder", help="directory of `gnomon fit-geometry`; adds conditions with what it predicts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), metavar="CONDITION", help="by default all")
     parser.add_argument("--items", type=int, default=ITEMS, help="training items")
@@ -262,7 +260,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/fusion_proof"), help="what is finished is kept here")
     parser.add_argument("--out", type=Path, help="directory for the JSON, the table and the picture")
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, partial(stop, options.work))
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, partial(stop, options.work))
     try:
         # hours before there is something to write
         if options.out is not None:
@@ -291,10 +290,10 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if options.items < BATCH or options.jobs < 1 or options.steps < 1:
         given = f"{options.items} items, {options.jobs} jobs, {options.steps} steps"
         raise ValueError(f"{given}: give {BATCH} items, a batch, and one of the others at least")
-    encoder = None if options.encoder is None else TinyGeo(weights=options.encoder)
-    names = options.only or [n for n, c in CONDITIONS.items() if encoder is not None or not c.learned]
-    if encoder is None and (learned := [name for name in names if CONDITIONS[name].learned]):
-        raise ValueError(f"{learned[0]!r} needs --encoder; give TinyGeo's weights, or choose other conditions")
+    encoder = None if options.encoder is None else opened(options.encoder)
+    names = options.only or [n for n, c in CONDITIONS.items() if encoder is not None or not c.predicted]
+    if encoder is None and (predicted := [name for name in names if CONDITIONS[name].predicted]):
+        raise ValueError(f"{predicted[0]!r} needs --encoder; give a trained one, or choose other conditions")
     work.mkdir(parents=True, exist_ok=True)
     _same(work / "settings.json", {"items": options.items, "steps": [*FIRST], "encoder": options.encoder})
     print("scenes", flush=True)
@@ -308,7 +307,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     quality = None
     if encoder is not None:
         print("geometry", flush=True)
-        stock.remember(encoder, "encoder")
+        stock.remember(encoder, work / "tokens.npy")
         quality = measured(encoder, tasks=TASKS, seed=TEST_SEED)
     deaf = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), signal.signal, deaf) as pool:
@@ -327,6 +326,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": options.seeds,
         "only": options.only,
         "encoder": quality,
+        "encoder_name": None if encoder is None else type(encoder).__name__,
         "runs": [
             json.loads(_file(work, options.steps, name, seed).read_text()) for name in names for seed in options.seeds
         ],

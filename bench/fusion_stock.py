@@ -1,11 +1,12 @@
 """Scenes of the fusion proof in files: what takes longest to make is made once and read by every run.
 
-Shapes: I items, S views, L layers, N cells, P special tokens.
+Shapes: I items, S views, N cells, C width.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.random import Generator
-from torch import Tensor
 
 from gnomon.data.sample import IMAGE_MARK, Geometry, Sample, Turn
 from gnomon.data.sources.scenes.source import Scenes
@@ -25,10 +25,7 @@ from gnomon.vlm.layout import Views
 
 AXES = ((1, "high"), (1, "low"), (2, "left"), (2, "right"))
 SIZE, VIEWS, GRID = (64, 64), 3, 8
-HEADS = ("depth", "points", "camera")
 _ARRAYS = ("pixels", "depth", "extrinsics", "intrinsics")
-_CAMERAS = ("extrinsics", "intrinsics")
-_TOLD = ("special", "depth", "depth_confidence", "points", "points_confidence", *_CAMERAS)
 _CHUNK = 200
 
 
@@ -125,50 +122,32 @@ class Stock:
         pixels, depth, extrinsics, intrinsics = (torch.from_numpy(self.arrays[n][item].copy()) for n in _ARRAYS)
         return Views(pixels, [0, *[-1] * (VIEWS - 1)], intrinsics, extrinsics, depth.float())
 
-    def remember(self, encoder: GeometryEncoder, name: str) -> Remembered:
-        """What a frozen encoder says of all items, from a file per kind; looked at once."""
-        folder = self.folder / name
-        done = folder / "done"
-        if not done.is_file():
-            folder.mkdir(exist_ok=True)
-            files: dict[str, np.ndarray] = {}
+    def remember(self, encoder: GeometryEncoder, file: Path) -> Remembered:
+        """A frozen encoder's tokens of all items; looked at once."""
+        if not file.is_file():
+            draft = file.with_suffix(".part")
             for start in range(0, self.count, _CHUNK):
                 items = range(start, min(start + _CHUNK, self.count))
-                given = GeometryInput.stack([self.views(item) for item in items], "cpu")
-                out = encoder.measure(given, layers=range(encoder.layer_count), heads=HEADS)
-                told = {kind: getattr(out, kind) for kind in _TOLD}
-                told["layers"] = torch.stack([out.layers[i] for i in range(encoder.layer_count)], 1)
-                for kind, value in told.items():
-                    if kind not in files:
-                        shape, small = (self.count, *value.shape[1:]), kind not in _CAMERAS
-                        dtype = np.float16 if small else np.float32
-                        files[kind] = np.lib.format.open_memmap(folder / f"{kind}.npy", "w+", dtype, shape)
-                    files[kind][start : start + len(value)] = value.numpy()
-            for file in files.values():
-                file.flush()
-            done.touch()
-        return Remembered(folder)
+                tokens = encoder.measure(GeometryInput.stack([self.views(item) for item in items], "cpu")).tokens
+                if start == 0:
+                    shape = (self.count, *tokens.shape[1:])
+                    held = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
+                held[start : start + len(tokens)] = tokens.numpy()
+            held.flush()
+            draft.rename(file)
+        return Remembered(file)
 
 
 class Remembered:
-    """A frozen encoder's outputs of the stock's items."""
+    """A frozen encoder's tokens of the stock's items, (I,S,N,C)."""
 
-    def __init__(self, folder: Path) -> None:
-        self.files = {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in ("layers", *_TOLD)}
+    def __init__(self, file: Path) -> None:
+        self.tokens = np.load(file, mmap_mode="r")
 
-    def output(self, items: list[int], layers: tuple[int, ...]) -> GeometryOutput:
-        told = {kind: self._read(kind, items) for kind in _TOLD}
-        found = self._read("layers", items)
-        return GeometryOutput(
-            tokens=found[:, -1],
-            grid=(GRID, GRID),
-            valid=torch.ones(found.shape[0], VIEWS, dtype=torch.bool),
-            layers={i: found[:, i] for i in layers},
-            **told,
-        )
-
-    def _read(self, kind: str, items: list[int]) -> Tensor:
-        return torch.from_numpy(self.files[kind][items]).float()
+    def output(self, items: list[int]) -> GeometryOutput:
+        tokens = torch.from_numpy(self.tokens[items]).float()
+        side = math.isqrt(tokens.shape[2])
+        return GeometryOutput(tokens, (side, side), torch.ones(tokens.shape[:2], dtype=torch.bool))
 
 
 def _render(source: Scenes, start: int) -> tuple[list[tuple], dict[str, np.ndarray]]:

@@ -70,7 +70,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     if quality is not None:
         told = ", ".join(f"{name} {value:.3g}" for name, value in quality.items())
-        lines += [f"TinyGeo on held-out scenes: {told}. Without its name, geometry is of exact points.", ""]
+        lines += [f"`predicted`: by {result['encoder_name']}, on held-out scenes {told}; else geometry is exact.", ""]
     lines += [
         "| condition | " + " | ".join(tasks) + f" | mean | over {BASELINE} | over {NAIVE} | swapped |",
         "|---" * (len(tasks) + 5) + "|",
