@@ -17,6 +17,7 @@ from gnomon.vlm.geometry.depth_only import DepthOnly
 from gnomon.vlm.geometry.horizonstream import HorizonStream
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.pi3 import Pi3
+from gnomon.vlm.geometry.plane_sweep import PlaneSweep
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.geometry.vggt import VGGT
 from gnomon.vlm.part import build
@@ -83,6 +84,7 @@ CASES = {
     "depth_only": Case(lambda **options: DepthOnly(config=DEPTH, **options), across=False, reference=False),
     "pi3": Case(pi3, reference=False),
     "horizonstream": Case(horizonstream, streams=True),
+    "plane_sweep": Case(PlaneSweep),
     "known": Case(lambda **_: Known(patch=14), across=False, reference=True, trained=False),
 }
 every = pytest.mark.parametrize("name", CASES)

@@ -177,7 +177,7 @@ def _check_encoder(encoder: GeometryEncoder) -> None:
         raise ValueError(f"{name} has no parameters, so there is nothing to train; use an encoder that predicts")
     if encoder.frozen:
         raise ValueError(f"{name} is frozen; set encoder.init_args.frozen to false")
-    if "extrinsics" in encoder.reads:
+    if "extrinsics" in encoder.reads and ("camera" in encoder.heads or encoder.frame != "ref_camera"):
         remedy = "set encoder.init_args.condition to false" if hasattr(encoder, "condition") else "use another encoder"
         raise ValueError(f"{name} goes by cameras that are known, which it is to be taught; {remedy}")
     if encoder.frame != "ref_camera" and encoder.heads & {"points", "camera"}:

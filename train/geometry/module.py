@@ -64,11 +64,13 @@ class GeometryModule(LightningModule):
 
 
 def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
-    """Camera, depth, points and scale, as far as the encoder predicts them."""
+    """Camera, depth, points and scale, as far as the encoder predicts them; of cameras it knows what it `reads`."""
     size, mask = tuple(batch.depth.shape[2:]), valid_pixels(batch)
     world = rays.points(rays.from_cameras(batch.extrinsics, batch.intrinsics, size=size), batch.depth)
     truth = normalise(batch.extrinsics, world, batch.depth, mask)
-    found = encoder.measure(GeometryInput(batch.images, batch.valid), heads=encoder.heads)
+    known = {"intrinsics": batch.intrinsics, "extrinsics": truth.extrinsics}
+    known = {name: value if name in encoder.reads else None for name, value in known.items()}
+    found = encoder.measure(GeometryInput(batch.images, batch.valid, **known), heads=encoder.heads)
     terms = {}
     if "camera" in encoder.heads:
         target = pose.encode(truth.extrinsics, batch.intrinsics, size=size)
@@ -79,6 +81,7 @@ def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
             error = distance(getattr(found, name), getattr(truth, name), mask)
             confidence = getattr(found, f"{name}_confidence")
             terms[name] = confidence_regression(error, confidence, mask) + masked_mean(error, mask)
-    if found.scale is not None:
+    # who is told of cameras has their unit
+    if found.scale is not None and "extrinsics" not in encoder.reads:
         terms["scale"] = log_scale(found.scale, truth.scale, mask.flatten(1).any(1))
     return terms

@@ -9,15 +9,13 @@ Differs: nothing is predicted: depth, points and cameras are those of the sample
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
-from gnomon.vlm.multiview import rays
-from gnomon.vlm.multiview.align import pool
+from gnomon.vlm.multiview import places
 
 
 class Known(GeometryEncoder):
@@ -40,14 +38,8 @@ class Known(GeometryEncoder):
     ) -> GeometryOutput:
         points, there = self._points(scenes)
         grid = tuple(side // self.patch for side in points.shape[2:4])
-        flat, weight = points.flatten(0, 1).flatten(1, 2), there.flatten(0, 1).flatten(1).to(points.dtype)
-        size = tuple(points.shape[2:4])
-        place = pool(flat, size, grid, weight)
-        share = pool(weight[..., None], size, grid)
-        angles = place[..., None] * (math.pi / self.extent) * 2.0 ** torch.arange(self.octaves, device=place.device)
-        known = (share > 0).to(place.dtype)
-        tokens = torch.cat([angles.sin().flatten(-2) * known, angles.cos().flatten(-2) * known, share], -1)
-        tokens = tokens.unflatten(0, scenes.valid.shape) * scenes.valid[..., None, None]
+        tokens = places.tokens(points, there, grid=grid, octaves=self.octaves, extent=self.extent)
+        tokens = tokens * scenes.valid[..., None, None]
         output = GeometryOutput(tokens, grid, scenes.valid, layers=dict.fromkeys(layers, tokens))
         output.scale = torch.ones(len(tokens), device=tokens.device)
         if "depth" in heads:
@@ -68,8 +60,7 @@ class Known(GeometryEncoder):
         there = valid & (scenes.depth > 0) & scenes.depth.isfinite()
         # what is padded has no camera and may hold anything
         lens = torch.where(valid, scenes.intrinsics, torch.eye(3, device=valid.device))
-        looking = rays.from_cameras(scenes.extrinsics, lens, size=tuple(scenes.depth.shape[2:]))
-        world = rays.points(looking, scenes.depth.masked_fill(~there, 0))
-        points = torch.einsum("bij,bshwj->bshwi", scenes.extrinsics[:, 0, :, :3], world)
-        points = points + scenes.extrinsics[:, 0, None, None, None, :, 3]
+        first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
+        first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
+        points = places.in_view(scenes.extrinsics, lens, scenes.depth.masked_fill(~there, 0), first)
         return points.masked_fill(~there[..., None], 0), there

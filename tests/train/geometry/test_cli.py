@@ -34,6 +34,7 @@ from gnomon.train.runlog import read
 from gnomon.vlm.geometry.base import GeometryInput
 from gnomon.vlm.geometry.horizonstream import HorizonStream
 from gnomon.vlm.geometry.known import Known
+from gnomon.vlm.geometry.plane_sweep import PlaneSweep
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.layout import ViewsSpec
 from gnomon.vlm.multiview import pose, rays
@@ -112,6 +113,16 @@ def test_the_encoder_is_measured_on_scenes_that_it_was_not_taught(whole, tmp_pat
     assert fit(out, "--resume", "--held_out", "2") == 0
     assert "metrics of 2 held-out scenes of the test split: AUC@30 " in capsys.readouterr().err
     assert json.loads((out / "held_out.json").read_text())["scenes"] == 2
+
+
+def test_an_encoder_that_is_told_of_cameras_learns_depth_and_points_by_them(tmp_path, capsys):
+    sweep = ["--encoder", "gnomon.vlm.geometry.plane_sweep.PlaneSweep", "--encoder.init_args.frozen", "false"]
+    assert fit(tmp_path / "run", *sweep) == 0
+    rows = read(tmp_path / "run" / "metrics.jsonl")
+    assert rows and rows[-1].keys() >= {"depth", "points"} and not rows[-1].keys() & {"camera", "scale"}
+    found = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    assert found["AbsRel"] > 0 and "AUC@30" not in found
+    assert PlaneSweep(weights=str(tmp_path / "run" / "encoder")).frozen
 
 
 @pytest.mark.parametrize(
@@ -207,7 +218,7 @@ def test_the_committed_configuration_is_complete():
         (["--step", "3"], "did you mean 'steps'?"),
         (["--precision", "foo"], "'foo'"),
         (["--accelerator", "foo"], "'foo'"),
-        (["--data.init_args.views", "[1, 99]"], "views is (1, 99), but must be"),
+        (["--data.init_args.views", "[1, 999]"], "views is (1, 999), but must be"),
         (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
         (["--encoder", "gnomon.vlm.geometry.known.Known"], "Known has no parameters"),
         (PI3, "Pi3 has points or cameras in no view's frame that is known beforehand"),
