@@ -50,8 +50,10 @@ class AffineScaled(Mixer):
         # a copy: the backward pass may still read it when the mean has moved on
         average = self.average.float().clone()
         if self.training and alpha.requires_grad and self.factor.weight.requires_grad:
-            mean = alpha.detach()[rows.visible].mean(0)
-            alpha.register_hook(lambda gradient: self._move(mean))
+            seen = alpha.detach()[rows.visible]
+            # nothing but padding has no mean
+            if len(seen):
+                alpha.register_hook(lambda gradient: self._move(seen.mean(0)))
         k, v, mask, memory = recall(k, v, rows, memory, self.sight)
         o, _ = affine_scaled(q, k, v, alpha=alpha, average=average, mask=mask, scale=self.scale)
         return self.linear("o", o.flatten(2)), memory

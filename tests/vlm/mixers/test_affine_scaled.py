@@ -84,6 +84,14 @@ def test_the_mean_moves_once_per_batch_and_by_visible_tokens(seated, x, recomput
     torch.testing.assert_close(mixer.average, expected)
 
 
+def test_a_batch_of_padding_alone_has_no_mean(seated, x):
+    mixer = seated(AffineScaled(keep=0.75)).train()
+    layout = TokenLayout.text(2, 9)
+    layout.kind[:] = Kind.PAD
+    mixer(x, layout)[0].sum().backward()
+    assert mixer.average.tolist() == [1.0] * 4
+
+
 def test_the_mean_rests_where_nothing_learns_it(seated, x):
     mixer = seated(AffineScaled()).train()
     mixer.factor.weight.requires_grad_(False)
