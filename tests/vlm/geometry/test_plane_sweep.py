@@ -7,6 +7,7 @@ import torch
 
 from gnomon.data.sources.scenes.source import Scenes
 from gnomon.data.views import prepare
+from gnomon.eval.geometry.measure import measured
 from gnomon.vlm.geometry.base import GeometryInput
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.plane_sweep import PlaneSweep
@@ -65,6 +66,13 @@ def test_planes_lie_between_the_nearest_and_the_farthest(given):
     centres = -(given.extrinsics[..., :3].mT @ given.extrinsics[..., 3:])[..., 0]
     unit = torch.cdist(centres, centres).sum(-1)[..., None, None] / 2
     assert bool((out.depth > 1.999 * unit).all()) and bool((out.depth < 3.001 * unit).all())
+
+
+def test_weights_of_the_package_know_scenes_that_they_were_not_taught():
+    encoder = PlaneSweep(patch=4, weights="configs:geometry/plane_sweep")
+    found = measured(encoder, Scenes(count=32, split="test", size=(64, 64), views=3), ViewsSpec(4, None))
+    assert found["AbsRel"] < 0.1 and found["delta1"] > 0.9
+    assert found["AbsRel of one view"] > found["AbsRel of the median depth"] > 2 * found["AbsRel"]
 
 
 def test_every_parameter_learns(given):
