@@ -7,7 +7,7 @@ divide the largest, and head h of the largest reads head h // (largest / own) of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -93,15 +93,37 @@ def check_order(op: str, bound: Bound, *, last: bool) -> None:
         raise refuse(op, "positions do not rise along the tokens", "order the tokens by position")
 
 
-def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_names(op: str, given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
+    """A state is a dict of tensors with these names."""
+    if not isinstance(given, Mapping):
+        raise refuse(op, f"state is a {type(given).__name__}", f"give a dict of {sorted(wanted)}")
     if set(given) != set(wanted):
         raise refuse(op, f"state holds {sorted(given)}", f"give {sorted(wanted)}, as an earlier call returned it")
+
+
+def check_cache(op: str, given: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """A state of tokens (B,T,...): it can stand before those that are new, however many it has."""
+    check_names(op, given, new)
+    for name, x in new.items():
+        held = given[name]
+        if held.ndim != x.ndim or held[:, :0].shape != x[:, :0].shape:
+            wanted = f"({', '.join(str(n) for n in (x.shape[0], 'tokens', *x.shape[2:]))})"
+            raise refuse(op, f"state {name!r} has shape {tuple(held.shape)}", f"this call needs {wanted}")
+        _check_kind(op, name, held, x)
+
+
+def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    check_names(op, given, wanted)
     for name, x in wanted.items():
         if given[name].shape != x.shape:
             raise refuse(
                 op, f"state {name!r} has shape {tuple(given[name].shape)}", f"this call needs {tuple(x.shape)}"
             )
-        if given[name].dtype != x.dtype:
-            raise refuse(op, f"state {name!r} is {given[name].dtype}", f"convert with .to({x.dtype})")
-        if given[name].device != x.device:
-            raise refuse(op, f"q is on {x.device} but state {name!r} on {given[name].device}", "move the state")
+        _check_kind(op, name, given[name], x)
+
+
+def _check_kind(op: str, name: str, given: Tensor, wanted: Tensor) -> None:
+    if given.dtype != wanted.dtype:
+        raise refuse(op, f"state {name!r} is {given.dtype}", f"convert with .to({wanted.dtype})")
+    if given.device != wanted.device:
+        raise refuse(op, f"q is on {wanted.device} but state {name!r} on {given.device}", "move the state")

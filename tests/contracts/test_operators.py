@@ -224,6 +224,23 @@ def test_a_state_of_another_type_is_refused(call: Call):
             inputs.run(state=wrong)
 
 
+@calls("CS", needs=accepts("state"))
+def test_a_state_of_another_call_is_refused(call: Call):
+    """Of fewer rows, of narrower values, on another device, or with parts that are missing."""
+    inputs = call.inputs(call.sizes())
+    _, state = inputs.run()
+    inputs.run(state=state)
+    for wrong in (
+        {name: x[:1] for name, x in state.items()},
+        {name: x[..., :-1] if x.ndim > 1 else x[:1] for name, x in state.items()},
+        {name: x.to("meta") for name, x in state.items()},
+        {name: x.to(torch.bfloat16) for name, x in state.items()},
+        dict(list(state.items())[1:]),
+    ):
+        with pytest.raises(ValueError, match=rf"^{call.member.op.name}: .*state [^\n]*$"):
+            inputs.run(state=wrong)
+
+
 @calls("CS")
 def test_causal(call: Call):
     """The first outputs have exactly no gradient in anything later."""
