@@ -20,8 +20,14 @@ def refuse(op: str, why: str, remedy: str) -> ValueError:
     return ValueError(f"{op}: {why}; {remedy}")
 
 
+def check_tensor(op: str, name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise refuse(op, f"{name} is a {type(x).__name__}", "give a tensor")
+
+
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(op, name, x)
         if x.ndim != 4:
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", "give (batch, tokens, heads, width)")
         if 0 in x.shape:
@@ -57,12 +63,23 @@ def check_scale(op: str, scale: float | None, width: int) -> float:
 def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, heads: int) -> None:
     """Tensors that go along with the queries or the keys: (B,T), (B,T,h) or (B,T,h,...), where h divides the heads."""
     for name, x in tensors.items():
+        check_tensor(op, name, x)
         if tuple(x.shape[:2]) != tuple(of.shape[:2]):
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"let it begin with {tuple(of.shape[:2])}")
         if x.ndim > 2 and (x.shape[2] == 0 or heads % x.shape[2]):
             raise refuse(op, f"{name} has {x.shape[2]} heads, which do not divide {heads}", "give one value per head")
         if x.device != of.device:
             raise refuse(op, f"q is on {of.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+
+
+def check_options(op: str, options: Mapping[str, object], *, q: Tensor) -> None:
+    """What all operators ask alike: parameters are where q is, and a block has tokens."""
+    for name, x in options.items():
+        # a single number may stay on the CPU
+        if isinstance(x, Tensor) and x.ndim and x.device != q.device:
+            raise refuse(op, f"q is on {q.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+        if name == "block" and (not isinstance(x, int) or x < 1):
+            raise refuse(op, f"block {x!r} is no number of tokens", "give an integer of at least 1")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:

@@ -314,7 +314,15 @@ def test_refusals(call: Call):
         {"q": q[..., :-1]},
         {"q": q[0]},
         {"scale": float("nan")},
+        {"q": q[0, 0, 0]},
+        # parameters that are no single number, on a device where q is not
+        *({name: x.to("meta")} for name, x in inputs.tensors().items() if x.ndim and name not in "qkv"),
     ]
+    asked = inspect.signature(call.member.function).parameters
+    needed = (name for name in inputs.tensors().keys() - set("qkv") if asked[name].default is inspect.Parameter.empty)
+    wrong += [{name: None} for name in needed]
+    if "block" in asked and call.member.family == "linear":
+        wrong += [{"block": 0}, {"block": 2.5}]
     if accepts("cu_seqlens")(call.member):
         wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:
