@@ -7,7 +7,7 @@ divide the largest, and head h of the largest reads head h // (largest / own) of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,8 +20,14 @@ def refuse(op: str, why: str, remedy: str) -> ValueError:
     return ValueError(f"{op}: {why}; {remedy}")
 
 
+def check_tensor(op: str, name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise refuse(op, f"{name} is a {type(x).__name__}", "give a tensor")
+
+
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(op, name, x)
         if x.ndim != 4:
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", "give (batch, tokens, heads, width)")
         if 0 in x.shape:
@@ -57,12 +63,23 @@ def check_scale(op: str, scale: float | None, width: int) -> float:
 def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, heads: int) -> None:
     """Tensors that go along with the queries or the keys: (B,T), (B,T,h) or (B,T,h,...), where h divides the heads."""
     for name, x in tensors.items():
+        check_tensor(op, name, x)
         if tuple(x.shape[:2]) != tuple(of.shape[:2]):
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"let it begin with {tuple(of.shape[:2])}")
         if x.ndim > 2 and (x.shape[2] == 0 or heads % x.shape[2]):
             raise refuse(op, f"{name} has {x.shape[2]} heads, which do not divide {heads}", "give one value per head")
         if x.device != of.device:
             raise refuse(op, f"q is on {of.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+
+
+def check_options(op: str, options: Mapping[str, object], *, q: Tensor) -> None:
+    """What all operators ask alike: parameters are where q is, and a block has tokens."""
+    for name, x in options.items():
+        # a single number may stay on the CPU
+        if isinstance(x, Tensor) and x.ndim and x.device != q.device:
+            raise refuse(op, f"q is on {q.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+        if name == "block" and (not isinstance(x, int) or x < 1):
+            raise refuse(op, f"block {x!r} is no number of tokens", "give an integer of at least 1")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:
@@ -93,15 +110,37 @@ def check_order(op: str, bound: Bound, *, last: bool) -> None:
         raise refuse(op, "positions do not rise along the tokens", "order the tokens by position")
 
 
-def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_names(op: str, given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
+    """A state is a dict of tensors with these names."""
+    if not isinstance(given, Mapping):
+        raise refuse(op, f"state is a {type(given).__name__}", f"give a dict of {sorted(wanted)}")
     if set(given) != set(wanted):
         raise refuse(op, f"state holds {sorted(given)}", f"give {sorted(wanted)}, as an earlier call returned it")
+
+
+def check_cache(op: str, given: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """A state of tokens (B,T,...): it can stand before those that are new, however many it has."""
+    check_names(op, given, new)
+    for name, x in new.items():
+        held = given[name]
+        if held.ndim != x.ndim or held[:, :0].shape != x[:, :0].shape:
+            wanted = f"({', '.join(str(n) for n in (x.shape[0], 'tokens', *x.shape[2:]))})"
+            raise refuse(op, f"state {name!r} has shape {tuple(held.shape)}", f"this call needs {wanted}")
+        _check_kind(op, name, held, x)
+
+
+def check_state(op: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    check_names(op, given, wanted)
     for name, x in wanted.items():
         if given[name].shape != x.shape:
             raise refuse(
                 op, f"state {name!r} has shape {tuple(given[name].shape)}", f"this call needs {tuple(x.shape)}"
             )
-        if given[name].dtype != x.dtype:
-            raise refuse(op, f"state {name!r} is {given[name].dtype}", f"convert with .to({x.dtype})")
-        if given[name].device != x.device:
-            raise refuse(op, f"q is on {x.device} but state {name!r} on {given[name].device}", "move the state")
+        _check_kind(op, name, given[name], x)
+
+
+def _check_kind(op: str, name: str, given: Tensor, wanted: Tensor) -> None:
+    if given.dtype != wanted.dtype:
+        raise refuse(op, f"state {name!r} is {given.dtype}", f"convert with .to({wanted.dtype})")
+    if given.device != wanted.device:
+        raise refuse(op, f"q is on {wanted.device} but state {name!r} on {given.device}", "move the state")

@@ -377,6 +377,8 @@ def meet(rule: Expr, mask: Mask, *, grid: Sequence[int] | None = None, device: t
     if isinstance(mask, Tensor):
         rule = rule & Given(mask)
         return rule if grid is None else rule.on(Tokens.grid(*grid, device=device))
+    if mask is not None and not isinstance(mask, Expr):
+        raise ValueError(f"mask: {type(mask).__name__} is no mask; give a rule, rule.on(tokens), a bool tensor or None")
     rule = rule if mask is None else rule & mask
     return rule if grid is None else _on_grid(rule, tuple(grid), torch.device(device))
 

@@ -233,6 +233,7 @@ class Op:
         per_query, per_key, options = dict(per_query or {}), dict(per_key or {}), dict(options or {})
         checks.check_companions(self.name, per_query, of=q, heads=heads)
         checks.check_companions(self.name, per_key, of=k, heads=heads)
+        checks.check_options(self.name, options, q=q)
         bound, runs = self._place(q, k, heads, mask, cu_seqlens)
         causal = not isinstance(bound.expr, Everything)
         self._check_pattern(q, k, bound, runs, causal, state)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, scaled_dot_product_attention
 
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
@@ -37,11 +37,15 @@ def agent(
 
     n is the number of agents; the tokens are `prefix` class tokens, which are not pooled, and a grid in raster order.
     """
+    check_qkv("agent", q, k, v)
+    for name, size in (("grid", grid), ("agents", agents)):
+        if len(size) != 2 or min(size) < 1:
+            raise refuse("agent", f"{name} {tuple(size)} is impossible", "give two extents of at least 1")
     tokens, n = prefix + grid[0] * grid[1], agents[0] * agents[1]
-    if q.ndim == 4 and q.shape[1] != tokens:
+    if q.shape[1] != tokens:
         raise refuse("agent", f"{q.shape[1]} tokens do not fill {prefix} + {grid[0]} x {grid[1]}", f"give {tokens}")
     for name, bias, size in (("bias_k", bias_k, (n, tokens)), ("bias_q", bias_q, (tokens, n))):
-        heads = max(x.shape[-2] for x in (q, k, v))
+        heads = max(x.shape[2] for x in (q, k, v))
         if bias is not None and tuple(bias.shape) not in ((1, *size), (heads, *size)):
             raise refuse("agent", f"{name} has shape {tuple(bias.shape)}", f"give {(heads, *size)}")
     options = {"grid": grid, "agents": agents, "prefix": prefix, "bias_k": bias_k, "bias_q": bias_q}

@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor
 
 from gnomon.kernels import moments
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_qkv, check_tensor, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
@@ -37,9 +37,12 @@ def l2vit(
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), temperature (H,) -> o (B,Q,H,V), state {s, z}."""
     if least <= 0:
         raise refuse("l2vit", f"least {least} does not keep the denominator from zero", "give a positive number")
-    heads = max(x.shape[-2] for x in (q, k, v))
-    if temperature is not None and tuple(temperature.shape) != (heads,):
-        raise refuse("l2vit", f"temperature has shape {tuple(temperature.shape)}", f"give ({heads},), one per head")
+    check_qkv("l2vit", q, k, v)
+    heads = max(x.shape[2] for x in (q, k, v))
+    if temperature is not None:
+        check_tensor("l2vit", "temperature", temperature)
+        if tuple(temperature.shape) != (heads,):
+            raise refuse("l2vit", f"temperature has shape {tuple(temperature.shape)}", f"give ({heads},), one per head")
     options = {"temperature": temperature, "least": least, "block": block}
     return OP.run(impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens, options=options)
 

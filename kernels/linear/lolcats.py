@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import gnomon.kernels.linear.base as base
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_cache, check_names, check_qkv, check_state, check_tensor, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
@@ -48,10 +48,19 @@ def lolcats(
     many = cu_seqlens is not None or (isinstance(mask, Bound) and mask.segmented)
     if state is not None and many:
         raise refuse("lolcats", "a state beside packed or padded sequences", "continue the sequences one by one")
-    if state is not None and set(state) != {"s", "k", "k_map", "v"}:
-        raise refuse("lolcats", f"state holds {sorted(state)}", "give it as an earlier call returned it")
+    check_qkv("lolcats", q, k, v)
     q_map, k_map = q if q_map is None else q_map, k if k_map is None else k_map
+    for name, x in (("q_map", q_map), ("k_map", k_map)):
+        check_tensor("lolcats", name, x)
+        if x.ndim != 4 or x.shape[3] != k_map.shape[-1]:
+            told = f"q_map has shape {tuple(q_map.shape)} and k_map {tuple(k_map.shape)}"
+            raise refuse("lolcats", told, "give both (batch, tokens, heads, one width)")
     if state is not None:
+        check_names("lolcats", state, ("s", "k", "k_map", "v"))
+        check_cache("lolcats", {name: state[name] for name in ("k", "k_map", "v")}, {"k": k, "k_map": k_map, "v": v})
+        heads, wide = max(x.shape[2] for x in (q, k, v)), torch.promote_types(k_map.dtype, torch.float32)
+        memory = k_map.new_empty(q.shape[0], heads, 2 * k_map.shape[-1], v.shape[-1] + 1, dtype=wide)
+        check_state("lolcats", {"s": state["s"]}, {"s": memory})
         k, k_map, v = (torch.cat([state[name], x], 1) for name, x in (("k", k), ("k_map", k_map), ("v", v)))
     base.check_per_head("lolcats", "factor", factor, q, k, v)
     options = {"factor": factor, "window": window, "affine": affine, "joint": joint, "block": block}

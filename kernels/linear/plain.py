@@ -37,10 +37,10 @@ def quadratic(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, block: int
 ) -> Result:
     """The specification: the matrix of products, with its upper half dropped."""
+    wide, dtype = torch.promote_types(q.dtype, torch.float32), q.dtype
+    q, k, v = q.to(wide) * scale, k.to(wide), v.to(wide)
     if state is None:
-        return torch.einsum("bqhd,bkhd,bkhv->bqhv", q * scale, k, v), None
-    wide = state["s"].dtype
-    q, k, v, dtype = q.to(wide) * scale, k.to(wide), v.to(wide), q.dtype
+        return torch.einsum("bqhd,bkhd,bkhv->bqhv", q, k, v).to(dtype), None
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).tril()
     o = torch.einsum("bhqk,bkhv->bqhv", scores, v) + torch.einsum("bqhd,bhdv->bqhv", q, state["s"])
     return o.to(dtype), {"s": state["s"] + torch.einsum("bkhd,bkhv->bhdv", k, v)}

@@ -142,11 +142,15 @@ def sink(n: int) -> Expr:
 
 
 def band(axis: str, radius: int) -> Expr:
+    if radius < 0:
+        raise ValueError(f"mask: a band of radius {radius} hides everything; use 0 or more")
     return Band(axis, radius)
 
 
 def disc(radius: float) -> Expr:
     """dy^2 + dx^2 < radius^2, strictly."""
+    if not 0 < radius < math.inf:
+        raise ValueError(f"mask: a disc of radius {radius}; give a positive number")
     # rounded up, which changes nothing beside integers: FlexAttention captures no float
     return Disc(math.ceil(radius**2))
 

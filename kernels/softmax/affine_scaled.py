@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_tensor, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Everything, Mask
 from gnomon.kernels.op import Impl, Op, Result, State
@@ -36,8 +36,16 @@ def affine_scaled(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), alpha (B,Q,H), average (H,) -> o (B,Q,H,V), keys and values so far."""
+    check_tensor("affine_scaled", "alpha", alpha)
     if alpha.ndim != 3:
         raise refuse("affine_scaled", f"alpha has shape {tuple(alpha.shape)}", "give (batch, queries, heads)")
+    if not isinstance(average, Tensor):
+        # and not float32, which a float64 call would see
+        average = torch.tensor(average, dtype=torch.float64)
+    if tuple(average.shape) not in ((), (1,), alpha.shape[2:]):
+        raise refuse(
+            "affine_scaled", f"average has shape {tuple(average.shape)}", f"give a number, or ({alpha.shape[2]},)"
+        )
     k, v, state = remember("affine_scaled", k, v, state, cu_seqlens)
     o, _ = OP.run(
         impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens, per_query={"alpha": alpha},
@@ -53,7 +61,7 @@ def clipped(x: Tensor) -> Tensor:
 
 def dense(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, alpha: Tensor,
-    average: Tensor | float,
+    average: Tensor,
 ) -> Result:  # fmt: skip
     """The specification: the matrix of weights is alpha softmax + beta where the mask allows."""
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -61,7 +69,7 @@ def dense(
     scores = torch.einsum("bqhd,bkhd->bhqk", q.to(wide), k.to(wide)) * scale
     scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(~allowed.any(-1, keepdim=True), 0)
     alpha = alpha.to(wide).transpose(1, 2)[..., None]
-    average = torch.as_tensor(average, device=q.device).to(wide).reshape(-1, 1, 1)
+    average = average.to(q.device, wide).reshape(-1, 1, 1)
     beta = (average - alpha) / allowed.sum(-1, keepdim=True).clamp(min=1)
     weights = (alpha * scores.softmax(-1) + beta).masked_fill(~allowed, 0)
     return torch.einsum("bhqk,bkhv->bqhv", weights, v.to(wide)).to(q.dtype), None
@@ -69,13 +77,13 @@ def dense(
 
 def scaled(
     attention: Callable[..., Result], q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float,
-    state: State | None = None, alpha: Tensor, average: Tensor | float,
+    state: State | None = None, alpha: Tensor, average: Tensor,
 ) -> Result:  # fmt: skip
     """Any softmax attention, and the mean of the visible values."""
     wide = torch.promote_types(q.dtype, torch.float32)
     o, _ = attention(q, k, v, mask=mask, scale=scale)
     alpha = alpha.to(wide)[..., None]
-    average = torch.as_tensor(average, device=q.device).to(wide).reshape(-1, 1)
+    average = average.to(q.device, wide).reshape(-1, 1)
     return (alpha * o.to(wide) + (average - alpha) * visible_mean(v.to(wide), mask)).to(q.dtype), None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_cache, refuse
 from gnomon.kernels.op import Impl, Result, State
 
 
@@ -21,6 +21,7 @@ def remember(
     if state is not None:
         if cu_seqlens is not None:
             raise refuse(op, "a state beside cu_seqlens", "continue the sequences one by one")
+        check_cache(op, state, {"k": k, "v": v})
         k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
     return k, v, None if cu_seqlens is not None else {"k": k, "v": v}
 

@@ -8,14 +8,13 @@ Differs: nothing; a row without a visible key is defined (zero) instead of NaN
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
+from gnomon.kernels.softmax.base import remember
 
 OP = Op(
     name="exact",
@@ -42,9 +41,5 @@ def exact(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V) -> o (B,Q,H,V) and the keys and values so far."""
-    if state is not None:
-        if cu_seqlens is not None:
-            raise refuse("exact", "a state beside cu_seqlens", "continue the sequences one by one")
-        k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
-    o, _ = OP.run(impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
-    return o, None if cu_seqlens is not None else {"k": k, "v": v}
+    k, v, state = remember("exact", k, v, state, cu_seqlens)
+    return OP.run(impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens)[0], state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_tensor, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Everything, Given, Mask, walk
 from gnomon.kernels.masks.tokens import Tokens
@@ -35,6 +35,7 @@ def moh(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), weights (B,Q,H) -> o (B,Q,H,V) and the keys and values so far."""
+    check_tensor("moh", "weights", weights)
     if weights.ndim != 3:
         raise refuse("moh", f"weights have shape {tuple(weights.shape)}", "give (batch, queries, heads)")
     k, v, state = remember("moh", k, v, state, cu_seqlens)

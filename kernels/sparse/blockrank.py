@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Everything, Expr, Mask
 from gnomon.kernels.masks.atoms import k_is, q_is, same
@@ -39,6 +39,7 @@ def blockrank(
     blocks  (K,) or (B,K) integers: 0 instruction, 1, 2, ... documents, the largest of a row question, -1 padding.
             When there are fewer queries, they are the last ones
     """
+    check_qkv("blockrank", q, k, v)
     if mask is None or isinstance(mask, Everything):
         given = "None" if mask is None else "EVERYTHING"
         raise refuse("blockrank", f"mask {given} lets tokens see the future", "pass mask=CAUSAL")

@@ -21,7 +21,7 @@ from torch.nn.functional import max_pool1d, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import check_qkv, refuse
+from gnomon.kernels.checks import check_cache, check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
@@ -84,6 +84,7 @@ def infllm_v2(
             raise refuse(
                 "infllm_v2", f"a state of {sorted(state)}, or beside cu_seqlens", "continue one plain sequence"
             )
+        check_cache("infllm_v2", state, {"k": k, "v": v, "means": k})
         k, v, means = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1), state["means"]
     plain = isinstance(mask, Causal) and cu_seqlens is None
     means = compress(k, plan, means) if plain else None

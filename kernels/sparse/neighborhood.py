@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from gnomon.kernels import attend
+from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import EVERYTHING, Bound, Expr, Mask, meet
 from gnomon.kernels.masks.atoms import part, residue
@@ -68,6 +69,8 @@ def neighborhood(
 
     Options are per axis. Where `mask` has tokens with coordinates, these are the grid, and none need be given.
     """
+    if grid is not None and len(grid) != len(window) and not isinstance(mask, Bound):
+        raise refuse("neighborhood", f"window {tuple(window)} on grid {tuple(grid)}", "give as many extents of both")
     mine = rule(None if isinstance(mask, Bound) else grid, window, stride=stride, dilation=dilation, causal=causal)
     return OP.run(impl, q, k, v, mask=meet(mine, mask, grid=grid, device=q.device), scale=scale)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example
 from gnomon.kernels.mask import And, Bound, ByHead, Expr, Mask, by_head, meet
 from gnomon.kernels.masks.atoms import part
@@ -45,6 +45,7 @@ def s2(
 
     group  tokens; a quarter of the sequence when left out
     """
+    check_qkv("s2", q, k, v)
     length, heads = k.shape[1], max(x.shape[2] for x in (q, k, v))
     if q.shape[1] != length:
         raise refuse("s2", f"{q.shape[1]} queries for {length} keys", "use exact attention for decoding")

@@ -76,6 +76,8 @@ def sla(
         raise refuse("sla", f"weight of {tuple(weight.shape)}", f"values are {v.shape[-1]} wide: give a square of that")
     if weight is None and bias is not None:
         raise refuse("sla", "a bias without a weight", "give both or none")
+    if bias is not None and tuple(bias.shape) != (v.shape[-1],):
+        raise refuse("sla", f"bias of {tuple(bias.shape)}", f"values are {v.shape[-1]} wide: give ({v.shape[-1]},)")
     plan = Plan(block_q, block_k, critical, negligible)
     options = {"weight": weight, "bias": bias, "plan": plan, "feature": feature}
     return OP.run(impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens, options=options)

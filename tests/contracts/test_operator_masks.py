@@ -69,6 +69,14 @@ def refused(call: Call, told: ValueError) -> bool:
     return str(told).startswith((f"{call.member.op.name}: ", "mask: ")) and "\n" not in str(told)
 
 
+@calls()
+def test_what_is_no_mask_is_refused(call: Call):
+    for mask in ("causal", 3, [True]):
+        with pytest.raises(ValueError) as told:
+            call.inputs(call.sizes()).run(mask=mask)
+        assert refused(call, told.value)
+
+
 @pytest.mark.parametrize("make", [by_heads, near, tensor, on_tokens])
 @calls(needs=lambda member: member.op.masks)
 def test_masks_with_structure(call: Call, make: Callable[[Inputs], Made]):

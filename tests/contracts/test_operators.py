@@ -224,6 +224,23 @@ def test_a_state_of_another_type_is_refused(call: Call):
             inputs.run(state=wrong)
 
 
+@calls("CS", needs=accepts("state"))
+def test_a_state_of_another_call_is_refused(call: Call):
+    """Of fewer rows, of narrower values, on another device, or with parts that are missing."""
+    inputs = call.inputs(call.sizes())
+    _, state = inputs.run()
+    inputs.run(state=state)
+    for wrong in (
+        {name: x[:1] for name, x in state.items()},
+        {name: x[..., :-1] if x.ndim > 1 else x[:1] for name, x in state.items()},
+        {name: x.to("meta") for name, x in state.items()},
+        {name: x.to(torch.bfloat16) for name, x in state.items()},
+        dict(list(state.items())[1:]),
+    ):
+        with pytest.raises(ValueError, match=rf"^{call.member.op.name}: .*state [^\n]*$"):
+            inputs.run(state=wrong)
+
+
 @calls("CS")
 def test_causal(call: Call):
     """The first outputs have exactly no gradient in anything later."""
@@ -297,7 +314,15 @@ def test_refusals(call: Call):
         {"q": q[..., :-1]},
         {"q": q[0]},
         {"scale": float("nan")},
+        {"q": q[0, 0, 0]},
+        # parameters that are no single number, on a device where q is not
+        *({name: x.to("meta")} for name, x in inputs.tensors().items() if x.ndim and name not in "qkv"),
     ]
+    asked = inspect.signature(call.member.function).parameters
+    needed = (name for name in inputs.tensors().keys() - set("qkv") if asked[name].default is inspect.Parameter.empty)
+    wrong += [{name: None} for name in needed]
+    if "block" in asked and call.member.family == "linear":
+        wrong += [{"block": 0}, {"block": 2.5}]
     if accepts("cu_seqlens")(call.member):
         wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:

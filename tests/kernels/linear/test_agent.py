@@ -81,6 +81,9 @@ def test_refusals():
     q, k, v = draw()
     with pytest.raises(ValueError, match=r"agent: 12 tokens do not fill 0 \+ 3 x 3; give 9"):
         agent(q, k, v, grid=(3, 3))
+    for how, told in (({"grid": (12,)}, r"grid \(12,\)"), ({"grid": (3, 4), "agents": (0, 2)}, r"agents \(0, 2\)")):
+        with pytest.raises(ValueError, match=rf"^agent: {told} is impossible; give two extents"):
+            agent(q, k, v, **how)
     with pytest.raises(ValueError, match=r"agent: bias_q has shape \(1, 4, 12\); give \(1, 12, 4\)"):
         agent(q, k, v, grid=(3, 4), agents=(2, 2), bias_q=torch.zeros(1, 4, 12))
 

@@ -1,5 +1,6 @@
 """LINA: what its two gates do to a token."""
 
+import pytest
 import torch
 
 from gnomon.kernels.linear.lina import lina
@@ -60,3 +61,10 @@ def test_gradients_of_the_gates():
     direction = torch.randn_like(o)
     of_gate, of_v = torch.autograd.grad((o * direction).sum(), (gate, v))
     torch.testing.assert_close(of_gate, (of_v * v).sum((-1, -2)).detach())
+
+
+def test_gates_of_another_shape_are_refused():
+    q, k, v = draw()
+    for gate in (torch.ones(TOKENS), torch.ones(1, TOKENS, 2, 1)):
+        with pytest.raises(ValueError, match=r"^lina: gate_k has shape .*; give \(batch, keys\) or"):
+            lina(q, k, v, gate_k=gate)

@@ -109,6 +109,10 @@ def test_wrong_calls():
     x, factor = draw(1, 6, 2, 4), draw(2)
     with pytest.raises(ValueError, match=r"^lolcats: window -1 is negative"):
         lolcats(x, x, x, factor=factor, window=-1, mask=CAUSAL)
+    with pytest.raises(
+        ValueError, match=r"^lolcats: q_map has shape \(1, 6, 2, 3\) and k_map \(1, 6, 2, 4\); give both"
+    ):
+        lolcats(x, x, x, factor=factor, q_map=draw(1, 6, 2, 3), mask=CAUSAL)
     with pytest.raises(ValueError, match=r"^lolcats: factor has shape \(3,\); give \(2,\)"):
         lolcats(x, x, x, factor=draw(3), mask=CAUSAL)
     with pytest.raises(ValueError, match=r"^lolcats: state holds"):

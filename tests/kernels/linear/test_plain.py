@@ -1,5 +1,6 @@
 """Plain linear attention against values worked out by hand and the closed form of the sum."""
 
+import pytest
 import torch
 
 from gnomon.kernels.linear.plain import plain
@@ -21,3 +22,11 @@ def test_state_does_not_know_the_order():
     order = torch.randperm(9)
     states = [plain(q, k[:, o], v[:, o], mask=CAUSAL, block=4)[1] for o in (torch.arange(9), order)]
     torch.testing.assert_close(states[0], states[1])
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunk"])
+def test_noncausal_products_of_half_precision_are_kept_in_float32(impl):
+    """A query times a key is 100,000, beyond float16; the outputs, 6,250, are not."""
+    q, k, v = (torch.full((1, 64, 1, 1), x, dtype=torch.float16) for x in (1000, 100, 2**-10))
+    o, _ = plain(q, k, v, scale=1.0, impl=impl)
+    torch.testing.assert_close(o, torch.full_like(o, 64 * 100000 / 2**10))

@@ -23,6 +23,21 @@ def allowed(name: str):
     return {"all": i == i, "causal": j <= i, "window": (j <= i) & (j > i - 3)}[name] & (j == j)
 
 
+@pytest.mark.parametrize("impl", ["reference", "sdpa"])
+def test_an_average_that_is_a_number_is_not_rounded(impl):
+    """With alpha 0, what comes out is the mean of the values times it."""
+    q, k, v, alpha, _ = draw()
+    o, _ = affine_scaled(q, k, v, alpha=0 * alpha, average=0.3, impl=impl)
+    torch.testing.assert_close(o, 0.3 * v.mean(1, keepdim=True).expand_as(o), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [(2,), (1, 3), (3, 1)])
+def test_an_average_of_another_shape_is_refused(size):
+    q, k, v, alpha, _ = draw()
+    with pytest.raises(ValueError, match=r"^affine_scaled: average has shape .*; give a number, or \(3,\)$"):
+        affine_scaled(q, k, v, alpha=alpha, average=torch.rand(size))
+
+
 @pytest.mark.parametrize("impl", ["reference", "sdpa", "chunk"])
 @pytest.mark.parametrize("name", MASKS)
 def test_equals_the_matrix(name, impl):

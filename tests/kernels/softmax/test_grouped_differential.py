@@ -90,5 +90,7 @@ def test_amounts():
 def test_refusals():
     with pytest.raises(ValueError, match="grouped_differential: 5 query heads at ratio 2; give"):
         grouped_differential(*draw(5, 2), amount=0.5, ratio=2)
+    with pytest.raises(ValueError, match=r"grouped_differential: amount has shape \(2,\); give one number"):
+        grouped_differential(*draw(2, 2), amount=torch.rand(2))
     with pytest.raises(ValueError, match="grouped_differential: k has 4 heads; give twice a divisor of the 1 noise"):
         grouped_differential(*draw(4, 4), amount=0.5, ratio=3)

@@ -115,6 +115,11 @@ def test_tokens_of_the_mask_know_the_grid_better(seen, tokens):
 
 def test_wrong_windows_are_refused():
     q = torch.randn(1, 12, 1, 4)
+    for window in ((3,), (1, 3, 3)):
+        with pytest.raises(
+            ValueError, match=r"^neighborhood: window .* on grid \(3, 4\); give as many extents of both$"
+        ):
+            neighborhood(q, q, q, grid=(3, 4), window=window)
     for options in ({"window": (5, 3)}, {"window": (3, 3), "stride": 4}, {"window": (3, 3), "dilation": (1, 2)}):
         with pytest.raises(ValueError, match=r"mask: window|mask: a window"):
             neighborhood(q, q, q, grid=(4, 3), **options)

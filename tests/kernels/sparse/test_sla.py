@@ -95,6 +95,7 @@ def test_refusals():
         ({"critical": 0.95, "negligible": 0.1}, "sum to at most 1"),
         ({"feature": "cosine"}, "feature 'cosine' does not exist"),
         ({"weight": torch.zeros(3, 3)}, r"weight of \(3, 3\)"),
+        ({"weight": torch.eye(v.shape[-1]), "bias": torch.zeros(1)}, r"bias of \(1,\)"),
         ({"bias": torch.zeros(8)}, "a bias without a weight"),
     ):
         with pytest.raises(ValueError, match=rf"^sla: .*{told}"):
