@@ -126,8 +126,9 @@ class Stock:
         """A frozen encoder's tokens of all items; looked at once."""
         if not file.is_file():
             draft = file.with_suffix(".part")
-            for start in range(0, self.count, _CHUNK):
-                items = range(start, min(start + _CHUNK, self.count))
+            # few at a time stay in the cache
+            for start in range(0, self.count, 8):
+                items = range(start, min(start + 8, self.count))
                 tokens = encoder.measure(GeometryInput.stack([self.views(item) for item in items], "cpu")).tokens
                 if start == 0:
                     shape = (self.count, *tokens.shape[1:])

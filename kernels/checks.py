@@ -55,9 +55,13 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
 def check_scale(op: str, scale: float | None, width: int) -> float:
     if scale is None:
         return width**-0.5
+    try:
+        scale = float(scale)
+    except (TypeError, ValueError) as error:
+        raise refuse(op, f"scale {scale!r} is no number", "leave it out for width ** -0.5") from error
     if not math.isfinite(scale):
         raise refuse(op, f"scale {scale} is not finite", "leave it out for width ** -0.5")
-    return float(scale)
+    return scale
 
 
 def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, heads: int) -> None:
@@ -73,11 +77,13 @@ def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, head
 
 
 def check_options(op: str, options: Mapping[str, object], *, q: Tensor) -> None:
-    """What all operators ask alike: parameters are where q is, and a block has tokens."""
+    """What all operators ask alike: parameters are where q is, a block has tokens, and what is added is not negative."""
     for name, x in options.items():
         # a single number may stay on the CPU
         if isinstance(x, Tensor) and x.ndim and x.device != q.device:
             raise refuse(op, f"q is on {q.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
+        if name in ("eps", "tiny") and not (isinstance(x, (int, float)) and x >= 0):
+            raise refuse(op, f"{name} {x!r} is no small number", "give 0 or more")
         if name == "block" and (not isinstance(x, int) or x < 1):
             raise refuse(op, f"block {x!r} is no number of tokens", "give an integer of at least 1")
 

@@ -314,6 +314,7 @@ def test_refusals(call: Call):
         {"q": q[..., :-1]},
         {"q": q[0]},
         {"scale": float("nan")},
+        {"scale": "small"},
         {"q": q[0, 0, 0]},
         # parameters that are no single number, on a device where q is not
         *({name: x.to("meta")} for name, x in inputs.tensors().items() if x.ndim and name not in "qkv"),
@@ -323,6 +324,7 @@ def test_refusals(call: Call):
     wrong += [{name: None} for name in needed]
     if "block" in asked and call.member.family == "linear":
         wrong += [{"block": 0}, {"block": 2.5}]
+    wrong += [{name: -1e-3} for name in ("eps", "tiny") if name in asked]
     if accepts("cu_seqlens")(call.member):
         wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:
