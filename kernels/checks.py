@@ -77,7 +77,7 @@ def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, head
 
 
 def check_options(op: str, options: Mapping[str, object], *, q: Tensor) -> None:
-    """What all operators ask alike: parameters are where q is, a block has tokens, and what is added is not negative."""
+    """What all operators ask alike: parameters are where q is, a block has tokens, nothing small is below 0."""
     for name, x in options.items():
         # a single number may stay on the CPU
         if isinstance(x, Tensor) and x.ndim and x.device != q.device:

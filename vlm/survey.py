@@ -16,7 +16,7 @@ from gnomon.vlm.fusion.base import Told
 from gnomon.vlm.geometry.base import GeometryEncoder, GeometryInput, GeometryOutput
 from gnomon.vlm.layout import Features, Views
 from gnomon.vlm.multiview.align import interp, pool
-from gnomon.vlm.multiview.rays import invert
+from gnomon.vlm.multiview.rays import compose, invert, moved
 
 _LENGTHS = {
     "depth": slice(None),
@@ -179,15 +179,8 @@ def in_first(output: GeometryOutput, given: GeometryInput, *, name: str) -> Tens
         elif own:
             where = "in each camera's own frame and poses are unknown; give extrinsics of every view, or one view"
         raise ValueError(f"{name} has its points {where}")
-    # places need all their digits
-    with torch.autocast(points.device.type, enabled=False):
-        moves = cameras[:, :1].expand_as(cameras)
-        if own:
-            back = invert(cameras)
-            moves = torch.cat([moves[..., :3] @ back[..., :3], moves[..., :3] @ back[..., 3:] + moves[..., 3:]], -1)
-        moves = moves.to(points.dtype)
-        moved = torch.einsum("bsij,bshwj->bshwi", moves[..., :3], points) + moves[:, :, None, None, :, 3]
-    return torch.where((points != 0).any(-1, keepdim=True), moved, 0)
+    moves = compose(cameras[:, :1], invert(cameras)) if own else cameras[:, :1]
+    return torch.where((points != 0).any(-1, keepdim=True), moved(points, moves.to(points.dtype)), 0)
 
 
 def together(tokens: Tensor, valid: Tensor, frames: int) -> Tensor:

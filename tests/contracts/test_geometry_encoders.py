@@ -189,6 +189,24 @@ def test_tokens_have_the_dtype_of_the_pictures(name: str):
         }
 
 
+@pytest.mark.parametrize("name", ["plane_sweep", "depth_only", "known"])
+def test_points_by_cameras_that_are_given_keep_their_digits_under_autocast(name: str):
+    made = encoder(name)
+    given = scenes(made, views=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = made.measure(given, heads=["depth", "points"])
+    first = given.extrinsics[:, :1].double()
+    for view in range(3):
+        camera = given.extrinsics[:, view].double()
+        row, column = torch.meshgrid(*(torch.arange(n) + 0.5 for n in given.images.shape[3:]), indexing="ij")
+        pixels = torch.stack([column, row, torch.ones_like(row)], -1).double()
+        own = mixed.depth[:, view, ..., None].double() * (pixels @ torch.linalg.inv(given.intrinsics[0, 0].double()).mT)
+        world = (own - camera[:, None, None, :, 3]) @ camera[:, None, :, :3]
+        found = world @ first[:, 0, None, :, :3].mT + first[:, 0, None, None, :, 3]
+        expected = own if mixed.frame == "own_camera" else found
+        torch.testing.assert_close(mixed.points[:, view].double(), expected, atol=1e-4, rtol=1e-4)
+
+
 @trained
 def test_frozen(name: str):
     """No graph, evaluation mode under a parent that trains, and no optimiser moves it."""

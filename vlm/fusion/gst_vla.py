@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gnomon.vlm.fusion.base import Attention, Fusion, Learned, Scene, Told, heads_of
 from gnomon.vlm.layout import Features
 from gnomon.vlm.multiview.align import pool
+from gnomon.vlm.multiview.rays import compose, invert, moved
 
 
 class GSTVLA(Fusion):
@@ -132,9 +133,7 @@ def patches(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
 def to_first(points: Tensor, scene: Scene) -> Tensor:
     """(B,S,M,3) from each camera's frame to the first one's."""
     pose = scene.output.extrinsics.float()
-    rotation, shift = pose[..., :3], pose[..., 3]
-    world = torch.einsum("bsji,bsmj->bsmi", rotation, points - shift[:, :, None])
-    return torch.einsum("bij,bsmj->bsmi", rotation[:, 0], world) + shift[:, :1, None]
+    return moved(points[:, :, None], compose(pose[:, :1], invert(pose)))[:, :, 0]
 
 
 def render(mu: Tensor, sigma: Tensor, alpha: Tensor, rays: Tensor) -> Tensor:

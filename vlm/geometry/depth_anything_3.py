@@ -214,10 +214,8 @@ class DepthAnything3(GeometryEncoder):
             raise ValueError("condition needs extrinsics and intrinsics of every view; give them or leave it out")
         world, valid = raymaps.invert(scenes.extrinsics.float()), scenes.valid
         row = torch.arange(len(valid), device=valid.device)
-        rotation, shift = scenes.extrinsics.float()[row, valid.int().argmax(1)].split([3, 1], dim=-1)
         # in the frame of the first view that is there
-        turned = rotation[:, None] @ world
-        moved = torch.cat([turned[..., :3], turned[..., 3:] + shift[:, None]], dim=-1)
+        moved = raymaps.compose(scenes.extrinsics.float()[row, valid.int().argmax(1)][:, None], world)
         distance = moved[..., 3].norm(dim=-1).masked_fill(~valid, torch.nan)
         unit = distance.nanmedian(dim=1).values.nan_to_num(1).clamp(min=0.1)
         moved = torch.cat([moved[..., :3], moved[..., 3:] / unit[:, None, None, None]], dim=-1)

@@ -187,15 +187,9 @@ class HorizonStream(GeometryEncoder):
         cameras = []
         for window, there in zip(extrinsics, seen.there):
             if len(there) > 1 and there[-2]:
-                camera = _after(rays.invert(window[-2]), camera)
+                camera = rays.compose(rays.invert(window[-2]), camera)
             cameras.append(camera)
         return pose.encode(torch.stack(cameras), intrinsics[:, -1], size=size), camera
-
-
-def _after(second: Tensor, first: Tensor) -> Tensor:
-    """(3,4) that does first what `first` does and then what `second` does."""
-    turn, shift = second[:, :3], second[:, 3:]
-    return torch.cat([turn @ first[:, :3], turn @ first[:, 3:] + shift], dim=1)
 
 
 def _padded(values: list[Tensor], valid: Tensor) -> Tensor:

@@ -138,8 +138,7 @@ class Pi3(GeometryEncoder):
         if "depth" in heads:
             out.depth, out.depth_confidence = depth, confidence
         if "points" in heads:
-            turned = torch.einsum("bsij,bshwj->bshwi", world[..., :3], local)
-            out.points, out.points_confidence = turned + world[:, :, None, None, :, 3], confidence
+            out.points, out.points_confidence = rays.moved(local, world), confidence
         if "camera" in heads:
             out.extrinsics, out.intrinsics = rays.invert(world), _lens(raw[..., :2])
             out.pose = pose.encode(out.extrinsics, out.intrinsics, size=tuple(depth.shape[2:]))

@@ -33,5 +33,4 @@ def tokens(points: Tensor, weight: Tensor, *, grid: tuple[int, int], octaves: in
 def in_view(extrinsics: Tensor, intrinsics: Tensor, depth: Tensor, reference: Tensor) -> Tensor:
     """(B,S,H,W,3) the points at `depth`, in the frame of each scene's view `reference` (B,)."""
     world = rays.points(rays.from_cameras(extrinsics, intrinsics, size=tuple(depth.shape[2:])), depth)
-    camera = extrinsics[torch.arange(len(extrinsics), device=reference.device), reference]
-    return torch.einsum("bij,bshwj->bshwi", camera[..., :3], world) + camera[:, None, None, None, :, 3]
+    return rays.moved(world, extrinsics[torch.arange(len(extrinsics), device=reference.device), reference][:, None])

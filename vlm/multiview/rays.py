@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gnomon.vlm.multiview.precise import unmixed
 from gnomon.vlm.multiview.vectors import widen
 
 Size = tuple[int, int]
@@ -19,6 +20,7 @@ def centres(size: Size, grid: Size, like: Tensor) -> Tensor:
     return torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones(grid, device=like.device)], dim=-1).to(like)
 
 
+@unmixed
 def from_cameras(extrinsics: Tensor, intrinsics: Tensor, *, size: Size, grid: Size | None = None) -> Tensor:
     """(...,h,w,6): direction, as long as one unit of depth, and origin, in the world of extrinsics (...,3,4)."""
     extrinsics, intrinsics = widen(extrinsics), widen(intrinsics)
@@ -66,7 +68,22 @@ def to_cameras(rays: Tensor, confidence: Tensor, *, size: Size) -> tuple[Tensor,
     return extrinsics.float().unflatten(0, lead), intrinsics.float().unflatten(0, lead)
 
 
+@unmixed
 def invert(cameras: Tensor) -> Tensor:
     """World-from-camera of camera-from-world (...,3,4), and the other way round."""
     turned = cameras[..., :3].mT
     return torch.cat([turned, -turned @ cameras[..., 3:]], dim=-1)
+
+
+@unmixed
+def compose(second: Tensor, first: Tensor) -> Tensor:
+    """(...,3,4) that does what `first` does and then what `second` does."""
+    turn, shift = second[..., :3], second[..., 3:]
+    return torch.cat([turn @ first[..., :3], turn @ first[..., 3:] + shift], dim=-1)
+
+
+@unmixed
+def moved(points: Tensor, cameras: Tensor) -> Tensor:
+    """Points (...,h,w,3) in the frames that cameras (...,3,4) bring them to."""
+    turned = torch.einsum("...ij,...hwj->...hwi", cameras[..., :3], points)
+    return turned + cameras[..., None, None, :, 3]

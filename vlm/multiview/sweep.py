@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gnomon.vlm.multiview import rays
+from gnomon.vlm.multiview.precise import unmixed
 
 
+@unmixed
 def neighbours(extrinsics: Tensor, valid: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest other cameras of each, (B,S,K) and which of them there are; and their mean distance (B,S), or 1."""
     centre = rays.invert(extrinsics)[..., 3]
@@ -24,6 +26,7 @@ def neighbours(extrinsics: Tensor, valid: Tensor, most: int) -> tuple[Tensor, Te
     return which, there, torch.where(mean > 0, mean, 1)
 
 
+@unmixed
 def agreement(
     features: Tensor, extrinsics: Tensor, intrinsics: Tensor, inverse: Tensor, *, size: tuple[int, int], groups: int,
     which: Tensor, there: Tensor,
@@ -38,14 +41,13 @@ def agreement(
     own = features.unflatten(2, (groups, -1))[:, :, :, :, None]
     # x' ~ K' (R K^-1 x + t / z)
     back = rays.centres(size, tuple(cells), intrinsics) @ torch.linalg.inv(intrinsics).mT[:, :, None]
+    world = rays.invert(extrinsics)
     total, seen = 0.0, 0.0
     for k in range(which.shape[2]):
         other = which[..., k]
-        lens, camera = intrinsics[scene, other], extrinsics[scene, other]
-        turn = camera[..., :3] @ extrinsics[..., :3].mT
-        shift = camera[..., 3:] - turn @ extrinsics[..., 3:]
-        along = (back @ (lens @ turn).mT[:, :, None])[:, :, None]
-        at = along + inverse[..., None, None, None] * (lens @ shift).mT[:, :, None, None]
+        move = intrinsics[scene, other] @ rays.compose(extrinsics[scene, other], world)
+        along = (back @ move[..., :3].mT[:, :, None])[:, :, None]
+        at = along + inverse[..., None, None, None] * move[..., 3][:, :, None, None, None]
         ahead = at[..., 2] > 1e-6
         place = at[..., :2] / at[..., 2:].clamp(min=1e-6)
         place = place / place.new_tensor([size[1], size[0]]) * 2 - 1

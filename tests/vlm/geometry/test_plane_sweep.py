@@ -32,11 +32,12 @@ def made() -> PlaneSweep:
 
 def test_depth_has_the_unit_of_the_cameras(made, given):
     extrinsics = given.extrinsics.clone()
-    extrinsics[..., 3] *= 3
-    one, three = (made.measure(replace(given, extrinsics=e), heads=made.heads) for e in (given.extrinsics, extrinsics))
-    torch.testing.assert_close(three.depth, 3 * one.depth, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(three.points, 3 * one.points, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(three.depth_confidence, one.depth_confidence, rtol=1e-3, atol=1e-3)
+    # a power of two rounds nothing
+    extrinsics[..., 3] *= 4
+    one, four = (made.measure(replace(given, extrinsics=e), heads=made.heads) for e in (given.extrinsics, extrinsics))
+    torch.testing.assert_close(four.depth, 4 * one.depth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(four.points, 4 * one.points, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(four.depth_confidence, one.depth_confidence, rtol=1e-5, atol=1e-6)
     assert one.scale.tolist() == [1, 1]
 
 

@@ -63,3 +63,23 @@ def test_inverting_twice_is_nothing():
         extrinsics[..., :3] @ world[..., 3:] + extrinsics[..., 3:], torch.zeros(3, 3, 1).double()
     )
     torch.testing.assert_close(rays.invert(world), extrinsics)
+
+
+def test_motions_after_each_other_and_of_points():
+    generator = torch.Generator().manual_seed(3)
+    first, second = (
+        torch.cat([torch.linalg.qr(torch.randn(2, 3, 3, generator=generator))[0], torch.randn(2, 3, 1)], -1)
+        for _ in range(2)
+    )
+    points = torch.randn(2, 4, 5, 3, generator=generator)
+    expected = torch.empty_like(points)
+    for i in range(2):
+        for y in range(4):
+            for x in range(5):
+                once = first[i, :, :3] @ points[i, y, x] + first[i, :, 3]
+                expected[i, y, x] = second[i, :, :3] @ once + second[i, :, 3]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rays.moved(points, rays.compose(second, first))
+        back = rays.moved(found, rays.invert(rays.compose(second, first)))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back, points, atol=1e-5, rtol=1e-5)
