@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from fusion_stock import SIZE, VIEWS
 
@@ -12,12 +11,13 @@ from gnomon.eval.geometry import measure
 from gnomon.vlm.geometry.base import GeometryEncoder
 from gnomon.vlm.layout import ViewsSpec
 from gnomon.vlm.part import build
+from gnomon.vlm.shipped import resolve
 
 
 def opened(folder: str) -> GeometryEncoder:
     """From a directory that `gnomon fit-geometry` wrote."""
     try:
-        spec = json.loads((Path(folder) / "encoder.json").read_text())
+        spec = json.loads((resolve(folder) / "encoder.json").read_text())
         spec["init_args"] |= {"weights": folder, "frozen": True}
         return build(spec, GeometryEncoder)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:

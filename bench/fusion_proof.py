@@ -5,7 +5,7 @@ distances and questions about space, which no single picture answers: once for e
 the same questions in the same order. Scores are those of `gnomon evaluate` on the test split; differences are paired by
 item.
 
-    python bench/fusion_proof.py [--encoder runs/plane_sweep/encoder] [--seeds 0 1 2] [--only add GeoSR] [--steps 1000]
+    python bench/fusion_proof.py [--seeds 0 1 2] [--encoder runs/plane_sweep/encoder] [--only add GeoSR] [--steps 1000]
                                  [--jobs 2] [--work runs/fusion_proof] [--out bench/results/fusion_proof]
 
 Runs that are finished are kept in --work, so a repeated command goes on where it was stopped.
@@ -60,6 +60,7 @@ from gnomon.vlm.layout import IGNORE, Batch, Views
 from gnomon.vlm.model import VLM, Seen
 from gnomon.vlm.survey import Survey, together
 
+ENCODER = "configs:geometry/plane_sweep"
 TASKS = ["nearer", "depth_order", "closest", "larger", "distance"]
 ITEMS, TEST_SEED = 12_000, 1
 BATCH, RATE = 32, 2e-3
@@ -251,7 +252,12 @@ def examined(vlm: VLM, processor: Processor, condition: Condition, *, each: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", help="directory of `gnomon fit-geometry`; adds conditions with what it predicts")
+    parser.add_argument(
+        "--encoder",
+        default=ENCODER,
+        help="of conditions with predicted geometry: a directory of "
+        "`gnomon fit-geometry`; by default the one that comes with the package",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), metavar="CONDITION", help="by default all")
     parser.add_argument("--items", type=int, default=ITEMS, help="training items")
@@ -290,12 +296,11 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
     if options.items < BATCH or options.jobs < 1 or options.steps < 1:
         given = f"{options.items} items, {options.jobs} jobs, {options.steps} steps"
         raise ValueError(f"{given}: give {BATCH} items, a batch, and one of the others at least")
-    encoder = None if options.encoder is None else opened(options.encoder)
-    names = options.only or [n for n, c in CONDITIONS.items() if encoder is not None or not c.predicted]
-    if encoder is None and (predicted := [name for name in names if CONDITIONS[name].predicted]):
-        raise ValueError(f"{predicted[0]!r} needs --encoder; give a trained one, or choose other conditions")
+    names = options.only or list(CONDITIONS)
+    encoder = opened(options.encoder) if any(CONDITIONS[name].predicted for name in names) else None
     work.mkdir(parents=True, exist_ok=True)
-    _same(work / "settings.json", {"items": options.items, "steps": [*FIRST], "encoder": options.encoder})
+    told = None if encoder is None else options.encoder
+    _same(work / "settings.json", {"items": options.items, "steps": [*FIRST], "encoder": told})
     print("scenes", flush=True)
     stock = Stock(work / "stock", count=options.items, seed=0, tasks=TASKS, jobs=options.jobs)
     words = work / "words"
@@ -327,6 +332,7 @@ def proof(options: argparse.Namespace) -> dict[str, Any]:
         "only": options.only,
         "encoder": quality,
         "encoder_name": None if encoder is None else type(encoder).__name__,
+        "encoder_from": None if encoder is None or options.encoder == ENCODER else options.encoder,
         "runs": [
             json.loads(_file(work, options.steps, name, seed).read_text()) for name in names for seed in options.seeds
         ],

@@ -55,6 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
     asked = f" --steps {result['steps'][-1]}"
     if result["seeds"] != [0, 1, 2]:
         asked += " --seeds " + " ".join(map(str, result["seeds"]))
+    if result.get("encoder_from"):
+        asked += f" --encoder {result['encoder_from']}"
     if result["only"]:
         asked += "".join([" --only", *(f' "{name}"' for name in result["only"])])
     steps, seeds = " + ".join(map(str, result["steps"])), ", ".join(map(str, result["seeds"]))
