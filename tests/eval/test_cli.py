@@ -189,7 +189,7 @@ def test_options_of_scenes(model_dir, capsys, tmp_path):
     assert "the model sees all), objects 6 to 7, distances 9 to 14, focal 1.6 to 2, baseline 1.5 to 3" in told
     assert [len(record.image_sha256) for record in read_items(tmp_path / "a")] == [3, 3]
     assert "has no option --views; leave it out" in complaint(capsys, "evaluate", str(model_dir), "--views", "3")
-    assert "views is (2, 33), but must be" in complaint(capsys, *scenes, "--views", "2-33")
+    assert "views is (2, 257), but must be" in complaint(capsys, *scenes, "--views", "2-257")
 
 
 def test_ask_refuses_a_page_of_nothing(model_dir, capsys, tmp_path):
