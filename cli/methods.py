@@ -43,6 +43,7 @@ class Method:
     file: str
     title: str
     paper: str
+    origin: str
     rule: str
     where: str
     differs: str
@@ -72,7 +73,8 @@ def methods(family: str) -> list[Method]:
                 family=family,
                 file=f"{FAMILIES[family]}/{file.name}",
                 title=found["title"],
-                paper=found.get("paper", found.get("origin", "")),
+                paper=found.get("paper", ""),
+                origin=found.get("origin", ""),
                 rule=found.get("rule", ""),
                 where=found.get("where", ""),
                 differs=found.get("differs", ""),
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> int:
         return 0
     for row in rows:
         print(f"{row.family:<11} {row.title}")
-        details = [("paper", row.paper), ("where", row.where)]
+        details = [("paper", row.paper) if row.paper else ("origin", row.origin), ("where", row.where)]
         if args.long:
             details += [("rule", row.rule), ("differs", row.differs)]
         for name, text in [*details, ("file", row.file)]:

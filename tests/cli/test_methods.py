@@ -42,3 +42,10 @@ def test_help_says_what_the_patterns_are(capsys):
     with pytest.raises(SystemExit):
         main(["methods", "--help"])
     assert "--patterns" in capsys.readouterr().out
+
+
+def test_what_has_no_paper_says_where_it_comes_from(capsys):
+    assert main(["methods", "geometry"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split()[1]: lines[i + 1].split()[0] for i, line in enumerate(lines) if line.startswith("geometry")}
+    assert told["VGGT:"] == "paper" and told["Known:"] == "origin"
