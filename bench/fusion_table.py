@@ -71,8 +71,9 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     if quality is not None:
-        told = ", ".join(f"{name} {value:.3g}" for name, value in quality.items())
-        lines += [f"`predicted`: by {result['encoder_name']}, on held-out scenes {told}; else geometry is exact.", ""]
+        told = ", ".join(f"{name} {value:.3g}" for name, value in quality.items() if name != "scenes")
+        name, scenes = result["encoder_name"], quality["scenes"]
+        lines += [f"`predicted`: by {name}, of {scenes} held-out scenes {told}; else geometry is exact.", ""]
     lines += [
         "| condition | " + " | ".join(tasks) + f" | mean | over {BASELINE} | over {NAIVE} | swapped |",
         "|---" * (len(tasks) + 5) + "|",
