@@ -61,6 +61,5 @@ class Known(GeometryEncoder):
         # what is padded has no camera and may hold anything
         lens = torch.where(valid, scenes.intrinsics, torch.eye(3, device=valid.device))
         first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
-        first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
         points = places.in_view(scenes.extrinsics, lens, scenes.depth.masked_fill(~there, 0), first)
         return points.masked_fill(~there[..., None], 0), there

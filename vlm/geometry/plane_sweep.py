@@ -37,7 +37,8 @@ class PlaneSweep(GeometryEncoder):
 
     weights: a file or directory that holds its state.
     planes, nearest, farthest: how many depths, and the first and last in distances between cameras.
-    others: how many of the nearest cameras each view is compared with.
+    others: how many of the nearest cameras each view is compared with. width, groups: channels of what is compared, and
+    how many sums of them.
     """
 
     metric = True
