@@ -273,7 +273,9 @@ def main() -> None:
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
         result = proof(options)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        sys.exit(f"fusion_proof: {error.filename}: {error.strerror}; choose another place for --work or --out")
+    except ValueError as error:
         sys.exit(f"fusion_proof: {error}")
     print(markdown(result))
     if options.out is not None:

@@ -64,6 +64,10 @@ def main() -> None:
     options = parser.parse_args()
     runs: dict[str, dict[str, dict[str, float]]] = {}
     try:
+        if options.scenes < 1:
+            raise ValueError(f"{options.scenes} scenes have no errors; measure 1 or more")
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
         encoder = TinyGeo(weights=options.weights)
         spec = ViewsSpec(encoder.multiple, max(options.views))
         for views in options.views:
@@ -73,8 +77,6 @@ def main() -> None:
                 found = runs.setdefault(str(views), {})[way] = measured(encoder, scenes, spec)
                 shown = "  ".join(f"{name} {found[key]:.4f}" for name, key in COLUMNS.items())
                 print(f"{views} views, {way}: {shown}", flush=True)
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"geometry_accuracy: {error}")
     result = {
