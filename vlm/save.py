@@ -131,7 +131,10 @@ def resolve(name: str | Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory, checked."""
     if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json; a gnomon model directory has one (see gnomon fit)")
+        remedy = "a gnomon model directory has one (see gnomon fit)"
+        if (path / "model/config.json").is_file():
+            remedy = f"the model of this run is {path / 'model'}"
+        raise ValueError(f"{path} has no config.json; {remedy}")
     try:
         config = json.loads((path / "config.json").read_text())
     except json.JSONDecodeError as error:

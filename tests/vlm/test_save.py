@@ -196,10 +196,13 @@ def test_places_that_are_no_model(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{")
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/model/config.json").write_text("{}")
     for place, words in (
         (tmp_path / "file", "is a file"),
         (tmp_path / "empty", "has no config.json"),
         (tmp_path / "broken", "is not JSON"),
+        (tmp_path / "run", "has no config.json; the model of this run is .*run/model"),
         (tmp_path / "nowhere", "there is no model directory .*nowhere; models in the package:"),
     ):
         with pytest.raises(ValueError, match=words):
