@@ -1,5 +1,7 @@
 """What every operator asks of its tensors, and how it refuses: one line with the value, the limit and the remedy.
 
+That they are tensors, `typed.py` has seen.
+
 Layout of all operators: q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V). H, Hk and Hv may differ (grouped heads): each must
 divide the largest, and head h of the largest reads head h // (largest / own) of the others.
 """
@@ -20,14 +22,8 @@ def refuse(op: str, why: str, remedy: str) -> ValueError:
     return ValueError(f"{op}: {why}; {remedy}")
 
 
-def check_tensor(op: str, name: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise refuse(op, f"{name} is a {type(x).__name__}", "give a tensor")
-
-
 def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor(op, name, x)
         if x.ndim != 4:
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", "give (batch, tokens, heads, width)")
         if 0 in x.shape:
@@ -67,7 +63,6 @@ def check_scale(op: str, scale: float | None, width: int) -> float:
 def check_companions(op: str, tensors: Mapping[str, Tensor], *, of: Tensor, heads: int) -> None:
     """Tensors that go along with the queries or the keys: (B,T), (B,T,h) or (B,T,h,...), where h divides the heads."""
     for name, x in tensors.items():
-        check_tensor(op, name, x)
         if tuple(x.shape[:2]) != tuple(of.shape[:2]):
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"let it begin with {tuple(of.shape[:2])}")
         if x.ndim > 2 and (x.shape[2] == 0 or heads % x.shape[2]):
@@ -82,10 +77,10 @@ def check_options(op: str, options: Mapping[str, object], *, q: Tensor) -> None:
         # a single number may stay on the CPU
         if isinstance(x, Tensor) and x.ndim and x.device != q.device:
             raise refuse(op, f"q is on {q.device} but {name} on {x.device}", f"move with {name}.to(q.device)")
-        if name in ("eps", "tiny") and not (isinstance(x, (int, float)) and x >= 0):
+        if name in ("eps", "tiny") and not x >= 0:
             raise refuse(op, f"{name} {x!r} is no small number", "give 0 or more")
-        if name == "block" and (not isinstance(x, int) or x < 1):
-            raise refuse(op, f"block {x!r} is no number of tokens", "give an integer of at least 1")
+        if name == "block" and x < 1:
+            raise refuse(op, f"block {x} holds no token", "give 1 or more")
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor, name: str, x: Tensor) -> None:
@@ -122,6 +117,9 @@ def check_names(op: str, given: Mapping[str, Tensor], wanted: Iterable[str]) -> 
         raise refuse(op, f"state is a {type(given).__name__}", f"give a dict of {sorted(wanted)}")
     if set(given) != set(wanted):
         raise refuse(op, f"state holds {sorted(given)}", f"give {sorted(wanted)}, as an earlier call returned it")
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise refuse(op, f"state {name!r} is a {type(x).__name__}", "give the tensor that an earlier call returned")
 
 
 def check_cache(op: str, given: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:

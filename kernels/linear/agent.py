@@ -17,8 +17,10 @@ from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def agent(
     q: Tensor,
     k: Tensor,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gnomon.kernels.checks import check_qkv, check_tensor, refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.mask import Bound
 from gnomon.kernels.op import Cost, Impl, Result, Shape, State, interpreter_refuses, triton
 
@@ -219,7 +219,6 @@ def check_gates(
     for name, x, channels in (("g", g, vector), ("beta", beta, False)):
         if x is None:
             continue
-        check_tensor(op, name, x)
         if x.ndim != 3 + channels or (channels and x.shape[3] != k.shape[-1]):
             wanted = f"(batch, tokens, heads{f', {k.shape[-1]}' if channels else ''})"
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"give {wanted}")
@@ -230,7 +229,6 @@ def check_gates(
 def check_per_head(op: str, name: str, x: Tensor, q: Tensor, k: Tensor, v: Tensor, *, channels: bool = False) -> None:
     """A parameter of (H,), or of (H,D) if `channels`; H is the largest count of heads."""
     check_qkv(op, q, k, v)
-    check_tensor(op, name, x)
     wanted = (max(t.shape[2] for t in (q, k, v)), *q.shape[3:][: int(channels)])
     if tuple(x.shape) != wanted:
         raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"give {wanted}")

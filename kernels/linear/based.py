@@ -18,8 +18,10 @@ import gnomon.kernels.linear.base as base
 from gnomon.kernels.example import Example, Sizes, just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def based(
     q: Tensor,
     k: Tensor,

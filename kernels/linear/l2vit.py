@@ -14,12 +14,14 @@ from functools import partial
 from torch import Tensor
 
 from gnomon.kernels import moments
-from gnomon.kernels.checks import check_qkv, check_tensor, refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def l2vit(
     q: Tensor,
     k: Tensor,
@@ -39,10 +41,8 @@ def l2vit(
         raise refuse("l2vit", f"least {least} does not keep the denominator from zero", "give a positive number")
     check_qkv("l2vit", q, k, v)
     heads = max(x.shape[2] for x in (q, k, v))
-    if temperature is not None:
-        check_tensor("l2vit", "temperature", temperature)
-        if tuple(temperature.shape) != (heads,):
-            raise refuse("l2vit", f"temperature has shape {tuple(temperature.shape)}", f"give ({heads},), one per head")
+    if temperature is not None and tuple(temperature.shape) != (heads,):
+        raise refuse("l2vit", f"temperature has shape {tuple(temperature.shape)}", f"give ({heads},), one per head")
     options = {"temperature": temperature, "least": least, "block": block}
     return OP.run(impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens, options=options)
 

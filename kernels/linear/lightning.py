@@ -19,8 +19,10 @@ from gnomon.kernels.analysis.recurrences import recurrence
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Impl, Op, Result, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def lightning(
     q: Tensor,
     k: Tensor,

@@ -13,12 +13,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from gnomon.kernels import moments
-from gnomon.kernels.checks import check_tensor, refuse
+from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def lina(
     q: Tensor,
     k: Tensor,
@@ -36,7 +38,6 @@ def lina(
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), gates (B,K) or (B,K,h) -> o (B,Q,H,V) and None."""
     gates = {name: x for name, x in (("gate_k", gate_k), ("gate_v", gate_v)) if x is not None}
     for name, x in gates.items():
-        check_tensor("lina", name, x)
         if x.ndim not in (2, 3):
             raise refuse("lina", f"{name} has shape {tuple(x.shape)}", "give (batch, keys) or (batch, keys, heads)")
     per_key = {name: x[..., None] if x.ndim == 2 else x for name, x in gates.items()}

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import gnomon.kernels.linear.base as base
-from gnomon.kernels.checks import check_cache, check_names, check_qkv, check_state, check_tensor, refuse
+from gnomon.kernels.checks import check_cache, check_names, check_qkv, check_state, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def lolcats(
     q: Tensor,
     k: Tensor,
@@ -50,11 +52,9 @@ def lolcats(
         raise refuse("lolcats", "a state beside packed or padded sequences", "continue the sequences one by one")
     check_qkv("lolcats", q, k, v)
     q_map, k_map = q if q_map is None else q_map, k if k_map is None else k_map
-    for name, x in (("q_map", q_map), ("k_map", k_map)):
-        check_tensor("lolcats", name, x)
-        if x.ndim != 4 or x.shape[3] != k_map.shape[-1]:
-            told = f"q_map has shape {tuple(q_map.shape)} and k_map {tuple(k_map.shape)}"
-            raise refuse("lolcats", told, "give both (batch, tokens, heads, one width)")
+    if any(x.ndim != 4 or x.shape[3] != k_map.shape[-1] for x in (q_map, k_map)):
+        told = f"q_map has shape {tuple(q_map.shape)} and k_map {tuple(k_map.shape)}"
+        raise refuse("lolcats", told, "give both (batch, tokens, heads, one width)")
     if state is not None:
         check_names("lolcats", state, ("s", "k", "k_map", "v"))
         check_cache("lolcats", {name: state[name] for name in ("k", "k_map", "v")}, {"k": k, "k_map": k_map, "v": v})

@@ -15,8 +15,10 @@ import gnomon.kernels.linear.base as base
 from gnomon.kernels.example import just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def plain(
     q: Tensor,
     k: Tensor,

@@ -17,8 +17,10 @@ from gnomon.kernels import moments
 from gnomon.kernels.example import just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
+from gnomon.kernels.typed import typed
 
 
+@typed
 def rala(
     q: Tensor,
     k: Tensor,

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import check_tensor, refuse
+from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Everything, Mask
 from gnomon.kernels.op import Impl, Op, Result, State
 from gnomon.kernels.softmax.base import over_attention, remember
+from gnomon.kernels.typed import typed
 
 
+@typed
 def affine_scaled(
     q: Tensor,
     k: Tensor,
@@ -36,7 +38,6 @@ def affine_scaled(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), alpha (B,Q,H), average (H,) -> o (B,Q,H,V), keys and values so far."""
-    check_tensor("affine_scaled", "alpha", alpha)
     if alpha.ndim != 3:
         raise refuse("affine_scaled", f"alpha has shape {tuple(alpha.shape)}", "give (batch, queries, heads)")
     if not isinstance(average, Tensor):

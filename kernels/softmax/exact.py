@@ -15,6 +15,7 @@ from gnomon.kernels.example import just_qkv
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Op, Result, State
 from gnomon.kernels.softmax.base import remember
+from gnomon.kernels.typed import typed
 
 OP = Op(
     name="exact",
@@ -29,6 +30,7 @@ OP = Op(
 )
 
 
+@typed
 def exact(
     q: Tensor,
     k: Tensor,

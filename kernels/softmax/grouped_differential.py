@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import check_tensor, refuse
+from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Mask
 from gnomon.kernels.moments import widen
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State
 from gnomon.kernels.softmax.base import remember
+from gnomon.kernels.typed import typed
 
 
+@typed
 def grouped_differential(
     q: Tensor,
     k: Tensor,
@@ -44,10 +46,8 @@ def grouped_differential(
     The mask is one for all heads: the two maps have different numbers of them.
     """
     check(q, k, v, ratio)
-    if not isinstance(amount, (int, float)):
-        check_tensor(OP.name, "amount", amount)
-        if amount.numel() != 1:
-            raise refuse(OP.name, f"amount has shape {tuple(amount.shape)}", "give one number for all heads")
+    if isinstance(amount, Tensor) and amount.numel() != 1:
+        raise refuse(OP.name, f"amount has shape {tuple(amount.shape)}", "give one number for all heads")
     k, v, state = remember("grouped_differential", k, v, state, cu_seqlens)
     groups = q.unflatten(2, (-1, ratio + 1))
     q1, q2 = groups[:, :, :, :ratio].flatten(2, 3), groups[:, :, :, ratio]
@@ -60,7 +60,6 @@ def grouped_differential(
 
 def check(q: Tensor, k: Tensor, v: Tensor, ratio: int) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
-        check_tensor(OP.name, name, x)
         if x.ndim != 4:
             raise refuse(OP.name, f"{name} has shape {tuple(x.shape)}", "give (batch, tokens, heads, width)")
     if ratio < 1 or q.shape[2] % (ratio + 1):

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import check_tensor, refuse
+from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Everything, Given, Mask, walk
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Impl, Op, Result, Shape, State
 from gnomon.kernels.softmax.base import over_attention, remember
+from gnomon.kernels.typed import typed
 
 
+@typed
 def moh(
     q: Tensor,
     k: Tensor,
@@ -35,7 +37,6 @@ def moh(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), weights (B,Q,H) -> o (B,Q,H,V) and the keys and values so far."""
-    check_tensor("moh", "weights", weights)
     if weights.ndim != 3:
         raise refuse("moh", f"weights have shape {tuple(weights.shape)}", "give (batch, queries, heads)")
     k, v, state = remember("moh", k, v, state, cu_seqlens)

@@ -21,8 +21,10 @@ from gnomon.kernels.masks.atoms import equal
 from gnomon.kernels.masks.tokens import AXES
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 
+@typed
 def rule(along: str, axes: int = 2) -> Expr:
     """Equal coordinates on the other axes of a grid of so many."""
     names = AXES[-axes:]
@@ -31,6 +33,7 @@ def rule(along: str, axes: int = 2) -> Expr:
     return equal(*(axis for axis in names if axis != along))
 
 
+@typed
 def axial(
     q: Tensor,
     k: Tensor,

@@ -19,11 +19,13 @@ from gnomon.kernels.masks.atoms import k_is, q_is, same
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 RULE: Expr = same("block") | k_is("block", 0) | q_is("asks", 1)
 """On tokens with the fields `block` and `asks` (1 in the last block); to be joined with CAUSAL."""
 
 
+@typed
 def blockrank(
     q: Tensor,
     k: Tensor,

@@ -21,12 +21,15 @@ from gnomon.kernels.mask import Expr, Mask, meet
 from gnomon.kernels.masks.atoms import InImage, disc, same
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 
+@typed
 def rule(radius: float) -> Expr:
     return ~InImage() | (same("item") & disc(radius))
 
 
+@typed
 def clear(
     q: Tensor,
     k: Tensor,

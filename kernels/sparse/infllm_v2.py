@@ -26,6 +26,7 @@ from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
 from gnomon.kernels.sparse.base import twin_refuses
+from gnomon.kernels.typed import typed
 
 STRIP = 512
 """Queries whose scores are in memory at once."""
@@ -44,6 +45,7 @@ class Plan:
     dense_length: int
 
 
+@typed
 def infllm_v2(
     q: Tensor,
     k: Tensor,
@@ -80,10 +82,8 @@ def infllm_v2(
         raise refuse("infllm_v2", f"top {top} is less than the forced blocks", f"use {first + local + 1} or more")
     means = None
     if state is not None:
-        if cu_seqlens is not None or set(state) != {"k", "v", "means"}:
-            raise refuse(
-                "infllm_v2", f"a state of {sorted(state)}, or beside cu_seqlens", "continue one plain sequence"
-            )
+        if cu_seqlens is not None:
+            raise refuse("infllm_v2", "a state beside cu_seqlens", "continue the sequences one by one")
         check_cache("infllm_v2", state, {"k": k, "v": v, "means": k})
         k, v, means = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1), state["means"]
     plain = isinstance(mask, Causal) and cu_seqlens is None

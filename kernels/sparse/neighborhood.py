@@ -24,8 +24,10 @@ from gnomon.kernels.masks.grid import windows
 from gnomon.kernels.masks.tokens import AXES
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 
+@typed
 def rule(
     grid: Sequence[int] | None,
     window: Sequence[int],
@@ -51,6 +53,7 @@ def rule(
     return whole
 
 
+@typed
 def neighborhood(
     q: Tensor,
     k: Tensor,

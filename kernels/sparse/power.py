@@ -21,6 +21,7 @@ from gnomon.kernels.mask import Bound, Everything, Expr, Mask, View, meet
 from gnomon.kernels.masks.atoms import power_of_two, sink
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Near(Expr):
         return query - key < self.count
 
 
+@typed
 def rule(*, block: int = 256, local: int = 5, first: int = 1) -> Expr:
     """To be joined with CAUSAL: distances are between blocks, and the query's own is visible as a whole."""
     return power_of_two(block) | Near(block, local) | sink(first * block)
 
 
+@typed
 def power(
     q: Tensor,
     k: Tensor,

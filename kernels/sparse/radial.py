@@ -25,6 +25,7 @@ from gnomon.kernels.masks.atoms import band, k_is, table
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 ACROSS_IMAGES = True
 """In decoders the rule holds between images, too: they are its frames."""
@@ -42,6 +43,7 @@ def reach(distance: int, size: int, *, decay: float = 1.0, block: int = 128) -> 
 
 # kept: a rule with tables equals itself alone, and its lowerings are kept with it
 @lru_cache(maxsize=32)
+@typed
 def rule(frames: int, size: int, *, decay: float = 1.0, block: int = 128, first: bool = True) -> Expr:
     """On tokens with the fields `t` and `place` (in the frame)."""
     widths = [reach(distance, size, decay=decay, block=block) for distance in range(frames)]
@@ -54,6 +56,7 @@ def rule(frames: int, size: int, *, decay: float = 1.0, block: int = 128, first:
     return Or(tuple(parts))
 
 
+@typed
 def radial(
     q: Tensor,
     k: Tensor,

@@ -21,15 +21,18 @@ from gnomon.kernels.masks.atoms import part
 from gnomon.kernels.masks.groups import groups
 from gnomon.kernels.op import Impl, Op, Result, Shape, State
 from gnomon.kernels.sparse.base import AUTO, IMPLS
+from gnomon.kernels.typed import typed
 
 ONLY_TRAINING = True
 """Decoders are trained with it, and read with softmax attention."""
 
 
+@typed
 def rule(group: int, heads: int) -> Expr:
     return by_head({range(heads // 2): part("p", group)}, part("p", group, group // 2))
 
 
+@typed
 def s2(
     q: Tensor,
     k: Tensor,

@@ -22,6 +22,7 @@ from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
 from gnomon.kernels.sparse.base import twin_refuses
+from gnomon.kernels.typed import typed
 
 FEATURES = {
     "softmax": lambda x: x.softmax(-1),
@@ -43,6 +44,7 @@ class Plan:
     negligible: float
 
 
+@typed
 def sla(
     q: Tensor,
     k: Tensor,

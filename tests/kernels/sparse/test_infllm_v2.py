@@ -142,7 +142,7 @@ def test_refusals():
         ({"stride": 3}, "let stride divide block and pool"),
         ({"mask": CAUSAL & ~CAUSAL}, "a mask of And instead of CAUSAL"),
         ({"mask": None}, "noncausal self attention is not defined for it"),
-        ({"state": {"k": k}}, "a state of"),
+        ({"state": {"k": k}}, "state holds"),
     ):
         with pytest.raises(ValueError, match=rf"^infllm_v2: .*{told}"):
             infllm_v2(q, k, v, **{"mask": CAUSAL, **SMALL, **how})
