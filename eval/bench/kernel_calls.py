@@ -17,7 +17,7 @@ from torch import Tensor
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.members import Member
-from gnomon.kernels.op import Choice, recording
+from gnomon.kernels.op import Choice, Result, recording
 
 # What a pattern has to be told of its size, where its own default does not say; the papers' values.
 _OPTIONS: Mapping[str, Callable[[int, tuple[int, int]], dict[str, Any]]] = {
@@ -100,7 +100,8 @@ class Call(Timed):
     """Of one of our operators. Its numbers depend on the length and the dtype alone; `wide`: the same in float64.
 
     other                  options in place of those that are timed
-    qkv, tensors, options  what it is called with; chosen: what it ran as
+    qkv, tensors, options  what it is called with; of the tensors, some are `moving` along the tokens
+    chosen                 what it ran as
     """
 
     def __init__(
@@ -114,17 +115,33 @@ class Call(Timed):
                 return x
             return x.to(setting.device, torch.float64 if wide and x.is_floating_point() else None)
 
-        qkv, tensors, options = _arguments(member, sizes(length, setting, NARROW.get(member.op.name)))
+        qkv, moving, fixed, options = _arguments(member, sizes(length, setting, NARROW.get(member.op.name)))
         self.qkv = [put(x) for x in qkv]
-        self.tensors = {name: put(x) for name, x in tensors.items()}
+        self.moving = {name: put(x) for name, x in moving.items()}
+        self.fixed = {name: put(x) for name, x in fixed.items()}
         self.options = {name: put(x) for name, x in {**options, **(other or {})}.items()}
-        mask = CAUSAL if causal else None
-
-        def output() -> Tensor:
-            return member.function(*self.qkv, **self.tensors, **self.options, mask=mask, impl=impl)[0]
-
-        super().__init__(output, [x for x in (*self.qkv, *self.tensors.values()) if x.is_floating_point()])
+        self.asked = {"mask": CAUSAL if causal else None, "impl": impl}
+        super().__init__(
+            lambda: self._of(slice(None))[0], [x for x in (*self.qkv, *self.tensors.values()) if x.is_floating_point()]
+        )
         self.chosen: Choice | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.moving, **self.fixed}
+
+    def _of(self, tokens: slice, **more: Any) -> Result:
+        """Of some of the tokens."""
+        qkv, moving = [x[:, tokens] for x in self.qkv], {name: x[:, tokens] for name, x in self.moving.items()}
+        return self.member.function(*qkv, **moving, **self.fixed, **self.options, **self.asked, **more)
+
+    def step(self) -> Timed | None:
+        """The last token alone, with what is remembered of those before it; None of operators that remember nothing."""
+        if not self.causal or "state" not in inspect.signature(self.member.function).parameters:
+            return None
+        with torch.no_grad():
+            _, state = self._of(slice(-1))
+        return Timed(lambda: self._of(slice(-1, None), state=state)[0], ())
 
     def forward(self) -> Tensor:
         if self.chosen is not None:
@@ -169,14 +186,15 @@ def grid(length: int) -> tuple[int, int]:
     return side, length // side
 
 
-def _arguments(member: Member, sizes: Sizes) -> tuple[list[Tensor], dict[str, Any], dict[str, Any]]:
-    """q, k, v; the tensors beside them that are learned; and the rest."""
+def _arguments(
+    member: Member, sizes: Sizes
+) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """q, k, v; the tensors beside them that are learned, of every token and of none; and the rest."""
     example: Example = member.op.example(sizes)
     own = sizes.qkv()
     qkv = [a if b is None else b for a, b in zip(own, (example.q, example.k, example.v))]
     # agent's tables are an option, and of the size of a test
-    optional = member.op.name == "agent"
-    tensors = {} if optional else {**example.per_query, **example.per_key, **example.parameters}
+    fixed = {} if member.op.name == "agent" else example.parameters
     # options of an example fit tests; at length the operator's own defaults are meant
     must = {
         name
@@ -186,4 +204,4 @@ def _arguments(member: Member, sizes: Sizes) -> tuple[list[Tensor], dict[str, An
     options = {name: value for name, value in example.options.items() if name in must}
     if member.op.name in _OPTIONS:
         options |= _OPTIONS[member.op.name](sizes.keys, sizes.grid)
-    return qkv, tensors, options
+    return qkv, {**example.per_query, **example.per_key}, dict(fixed), options

@@ -12,7 +12,8 @@ from gnomon.eval.bench.kernels import Timing
 from gnomon.kernels.analysis.roofline import Device
 
 COLUMNS = (
-    "operator", "implementation", "T", "density", "forward ms", "with backward ms", "x dense", "x dense with backward",
+    "operator", "implementation", "T", "density", "forward ms", "with backward ms", "a token ms", "x dense",
+    "x dense with backward", "x dense a token",
     "TFLOP/s", "GB/s", "of the floor", "passes", "error", "",
 )  # fmt: skip
 
@@ -20,6 +21,7 @@ NOTE = """\
 Times are the fastest call's, of five at least; of calls over 0.5 s of three, beyond --patience the only one.
 Density: pairs that a sparse operator sees, as a share of those of dense attention of the same causality (of SLA, by its
 softmax alone).
+A token: the last one alone, with the state that the others left (dense attention: with their keys and values).
 x dense: how many times faster than dense attention (SDPA, of the same causality) at that length.
 TFLOP/s and GB/s: what the algorithm must do and move at least (of patterns: the pairs they let through), by the forward
 time, which for peers is theirs. Of the floor: the time that the slowest of operations, bytes and exponentials needs at
@@ -83,8 +85,10 @@ def line(timing: Timing) -> str:
             "" if t.density is None else f"{t.density:.3g}",
             _number(t.forward, 1e3),
             _number(t.both, 1e3),
+            _number(t.step, 1e3),
             _ratio(t.dense_forward, t.forward),
             _ratio(t.dense_both, t.both),
+            _ratio(t.dense_step, t.step),
             "" if t.forward is None or t.operations is None else f"{t.operations / t.forward / 1e12:.3g}",
             "" if t.forward is None or t.bytes is None else f"{t.bytes / t.forward / 1e9:.3g}",
             "" if t.forward is None or t.floor is None else f"{100 * t.floor / t.forward:.0f} %",

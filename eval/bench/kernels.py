@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ class Timing:
     """One operator at one length. Seconds are the fastest call's; `error` as for TOLERANCE; `note` says what is missing
     and why.
 
+    step               of the last token alone, with what is remembered of the others
     density            of sparse operators: the pairs they see, as a share of dense attention's
     operations, bytes  of a forward call, by the operator's record; floor: seconds that the device needs for them
     """
@@ -49,9 +51,11 @@ class Timing:
     causal: bool
     forward: float | None = None
     both: float | None = None
+    step: float | None = None
     error: float | None = None
     dense_forward: float | None = None
     dense_both: float | None = None
+    dense_step: float | None = None
     operations: float | None = None
     bytes: float | None = None
     floor: float | None = None
@@ -110,7 +114,8 @@ def run(
             if not member.op.patterns & {"CS", "NS"}:
                 continue
             for timing in bench.member(member, length, causal):
-                timing.dense_forward, timing.dense_both = dense[causal].forward, dense[causal].both
+                beside = dense[causal]
+                timing.dense_forward, timing.dense_both, timing.dense_step = beside.forward, beside.both, beside.step
                 yield timing
 
 
@@ -141,12 +146,16 @@ class _Bench:
     def dense(self, length: int, causal: bool) -> Timing:
         timing = Timing("dense attention (SDPA)", "sdpa", length, causal)
 
+        q, k, v = (x.to(self.setting.device).transpose(1, 2) for x in sizes(length, self.setting).qkv())
+
         def make() -> Timed:
-            q, k, v = (x.to(self.setting.device).transpose(1, 2) for x in sizes(length, self.setting).qkv())
             return _begun(Timed(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal), (q, k, v)))
 
         if self._time(timing, make, f"dense {causal}") is not None:
             s = self.setting
+            if causal:
+                last = Timed(lambda: scaled_dot_product_attention(q[:, :, -1:], k, v), ())
+                self._step(timing, lambda: last)
             shape = Shape(s.batch, length, length, s.heads, s.heads, s.width, s.width, causal, s.dtype, s.device)
             timing.account(DENSE, shape, None, self.device)
         return timing
@@ -170,11 +179,19 @@ class _Bench:
             timing.account(member.op, ours.chosen.shape, ours.chosen.mask, self.device)
             timing.density = density(ours)
             timing.note = "; ".join(filter(None, [*self._told(member, timing), timing.note]))
+            self._step(timing, ours.step)
         yield timing
         if not isinstance(ours, Call) or ours.chosen is None:
             return
         for peer in peers(member, causal, self.setting.device) if self.others else ():
             yield from self._peer(peer, member, ours, timing)
+
+    def _step(self, timing: Timing, step: Callable[[], Timed | None]) -> None:
+        try:
+            if (last := step()) is not None:
+                timing.step = _seconds(_begun(last).forward, self.setting.device)
+        except (ValueError, RuntimeError) as error:
+            timing.note = "; ".join(filter(None, [timing.note, f"no single token: {_line(error)}"]))
 
     def _told(self, member: Member, timing: Timing) -> Iterator[str]:
         """What there is to say of a row that has been timed."""
@@ -224,7 +241,11 @@ class _Bench:
             except ValueError as error:
                 raise ValueError(f"its check at {CHECKED} tokens: {error}") from error
             timed: Timed = call
-            if peer is not None:
+            if peer is None:
+                # an implementation may have none; that is said where it is timed
+                with suppress(ValueError):
+                    errors += [_share(last.forward(), truth[0][:, -1:])] if (last := call.step()) else []
+            else:
                 try:
                     timed = Timed(peer.prepare(call), call.learned, peer.forward_only)
                     found = [timed.forward()]
