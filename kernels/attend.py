@@ -1,7 +1,7 @@
 """Softmax attention under any mask: one function per implementation, for `softmax/exact.py` and every static pattern.
 
 All take q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), a `Bound` mask, and return (o, None). A row that sees nothing is zero,
-and so are its gradients.
+and so are its gradients. Those over torch's attention leave keys and values that heads share as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gnomon.kernels.masks.atoms import Group
 from gnomon.kernels.masks.blocks import block_lists
 from gnomon.kernels.masks.flex import block_mask, compiled
 from gnomon.kernels.masks.groups import groups
-from gnomon.kernels.op import Cost, Impl, Result, Shape, State, nothing
+from gnomon.kernels.op import Cost, Impl, Result, Shape, State, nothing, repeat
 
 CASCADE = """
 QK[m,p] = Q[e,p] * K[e,m]
@@ -44,16 +44,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: S
     if not mask.segmented and isinstance(mask.expr, Everything):
         return _fused(q, k, v, None, scale), None
     if not mask.segmented and isinstance(mask.expr, Causal) and mask.q is mask.k and _plain_positions(mask):
-        o = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=scale)
-        return o.transpose(1, 2), None
-    return _fused(q, k, v, mask.dense(q.shape[2]), scale), None
+        return _fused(q, k, v, None, scale, causal=True), None
+    return _fused(q, k, v, mask.dense(_heads(q, k, v)), scale), None
 
 
 def chunk(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, block: int = 128
 ) -> Result:
     """One strip of queries after the other, against the blocks of keys that any of them sees."""
-    heads = q.shape[2]
+    heads = _heads(q, k, v)
     visited = block_lists(mask, heads=heads, block_q=block, block_k=block).visited.flatten(0, 1).any(0)
     if not bool(visited.any()):
         return nothing(q, v, heads, (k,)), None
@@ -76,12 +75,12 @@ def group(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: 
     assert found is not None, "group_refuses has seen to it"
     shared = found.rows == 1
     flat = [x if shared else x.flatten(0, 1)[None] for x in (q, k, v)]
-    o = torch.zeros(*flat[0].shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
+    o = torch.zeros(*flat[0].shape[:2], _heads(q, k, v), v.shape[3], dtype=q.dtype, device=q.device)
     for index in found.index:
-        parts = [x[:, index].flatten(0, 1).transpose(1, 2) for x in flat]
-        each = scaled_dot_product_attention(*parts, is_causal=found.causal, scale=scale).transpose(1, 2)
+        parts = [x[:, index].flatten(0, 1) for x in flat]
+        each = _fused(*parts, None, scale, causal=found.causal)
         o = o.index_copy(1, index.flatten(), each.reshape(o.shape[0], -1, *o.shape[2:]))
-    return o if shared else o.reshape(*q.shape[:3], v.shape[3]), None
+    return o if shared else o.reshape(*q.shape[:2], *o.shape[2:]), None
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None) -> Result:
@@ -118,9 +117,9 @@ def sdpa_declines(shape: Shape, mask: Bound) -> str | None:
 
 IMPLS = {
     "reference": Impl(reference, packed=True),
-    "chunk": Impl(chunk, packed=True),
-    "sdpa": Impl(sdpa, packed=True, declines=sdpa_declines),
-    "group": Impl(group, group_refuses, packed=True),
+    "chunk": Impl(chunk, packed=True, grouped=True),
+    "sdpa": Impl(sdpa, packed=True, grouped=True, declines=sdpa_declines),
+    "group": Impl(group, group_refuses, packed=True, grouped=True),
     "flex": Impl(flex, flex_refuses, packed=True, declines=flex_declines),
 }
 AUTO = ("group", "sdpa", "flex", "chunk")
@@ -136,13 +135,28 @@ def cost(shape: Shape) -> Cost:
     return Cost(2 * pairs * (shape.width + shape.value_width), size * (rows + columns), pairs)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float, *, causal: bool = False) -> Tensor:
+    heads, alone = _heads(q, k, v), q.shape[1] == 1
+    if q.shape[2] < heads or k.shape[2] != v.shape[2]:
+        q, k, v = (repeat(x, heads) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if alone:
+        # heads that share keys are queries of one head; torch would repeat the keys, at least on the CPU
+        q = q.reshape(*k.shape[:2], -1, q.shape[3])
+        if allowed is not None and allowed.shape[1] > 1:
+            allowed = allowed.reshape(len(allowed), k.shape[1], -1, allowed.shape[3])
+    how = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if allowed is None:
-        return scaled_dot_product_attention(*heads_first, scale=scale).transpose(1, 2)
-    seen = allowed.any(-1, keepdim=True)
-    o = scaled_dot_product_attention(*heads_first, attn_mask=allowed | ~seen, scale=scale)
-    return torch.where(seen, o, torch.zeros((), dtype=o.dtype, device=o.device)).transpose(1, 2)
+        o = scaled_dot_product_attention(q, k, v, is_causal=causal and not alone, **how)
+    else:
+        seen = allowed.any(-1, keepdim=True)
+        o = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~seen, **how)
+        o = torch.where(seen, o, torch.zeros((), dtype=o.dtype, device=o.device))
+    return (o.reshape(len(o), heads, 1, -1) if alone else o).transpose(1, 2)
+
+
+def _heads(q: Tensor, k: Tensor, v: Tensor) -> int:
+    return max(x.shape[2] for x in (q, k, v))
 
 
 def _plain_positions(mask: Bound) -> bool:

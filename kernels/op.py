@@ -262,18 +262,17 @@ class Op:
         if not sequences:
             own = (x for x in options.values() if isinstance(x, Tensor))
             return nothing(q, v, heads, (k, *companions, *own)), state
-        if not chosen.grouped:
-            q, k, v = (_repeat(x, heads) for x in (q, k, v))
-            per_query, per_key = ({n: _repeat(x, heads) for n, x in c.items()} for c in (per_query, per_key))
-        call = _Call(self, chosen, scale, causal, options)
-        if runs is None:
-            return call(q, k, v, bound, state, {**per_query, **per_key})
-        if self.masks and chosen.packed:
+        if runs is not None and self.masks and chosen.packed:
             # what padding holds must not matter, and 0 * NaN is NaN
             real_q, real_k = bound.q["segment"] >= 0, bound.k["segment"] >= 0
             q, k, v = _blank(q, real_q), _blank(k, real_k), _blank(v, real_k)
             per_query = {n: _blank(x, real_q) for n, x in per_query.items()}
             per_key = {n: _blank(x, real_k) for n, x in per_key.items()}
+        if not chosen.grouped:
+            q, k, v = (repeat(x, heads) for x in (q, k, v))
+            per_query, per_key = ({n: repeat(x, heads) for n, x in c.items()} for c in (per_query, per_key))
+        call = _Call(self, chosen, scale, causal, options)
+        if runs is None or (self.masks and chosen.packed):
             return call(q, k, v, bound, state, {**per_query, **per_key})
         rows, length = q.shape[:2]
         q = runs.pack(q, side="q")
@@ -389,7 +388,8 @@ def nothing(q: Tensor, v: Tensor, heads: int, others: Iterable[Tensor]) -> Tenso
     return q.new_zeros(*q.shape[:2], heads, v.shape[3]) + zero
 
 
-def _repeat(x: Tensor, heads: int) -> Tensor:
+def repeat(x: Tensor, heads: int) -> Tensor:
+    """(B,T,h,...) with each head as often as heads of the whole read it."""
     return x.repeat_interleave(heads // x.shape[2], 2) if x.ndim > 2 and x.shape[2] != heads else x
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels import attend
-from gnomon.kernels.checks import refuse
+from gnomon.kernels.checks import check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Everything, Mask
-from gnomon.kernels.op import Impl, Op, Result, State
+from gnomon.kernels.op import Impl, Op, Result, State, repeat
 from gnomon.kernels.softmax.base import over_attention, remember
 from gnomon.kernels.typed import typed
 
@@ -38,15 +38,15 @@ def affine_scaled(
     impl: str = "auto",
 ) -> Result:
     """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hk,V), alpha (B,Q,H), average (H,) -> o (B,Q,H,V), keys and values so far."""
+    check_qkv("affine_scaled", q, k, v)
     if alpha.ndim != 3:
         raise refuse("affine_scaled", f"alpha has shape {tuple(alpha.shape)}", "give (batch, queries, heads)")
     if not isinstance(average, Tensor):
         # and not float32, which a float64 call would see
         average = torch.tensor(average, dtype=torch.float64)
-    if tuple(average.shape) not in ((), (1,), alpha.shape[2:]):
-        raise refuse(
-            "affine_scaled", f"average has shape {tuple(average.shape)}", f"give a number, or ({alpha.shape[2]},)"
-        )
+    heads = max(x.shape[2] for x in (q, k, v))
+    if tuple(average.shape) not in ((), (1,), (heads,)):
+        raise refuse("affine_scaled", f"average has shape {tuple(average.shape)}", f"give a number, or ({heads},)")
     k, v, state = remember("affine_scaled", k, v, state, cu_seqlens)
     o, _ = OP.run(
         impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens, per_query={"alpha": alpha},
@@ -83,13 +83,16 @@ def scaled(
     """Any softmax attention, and the mean of the visible values."""
     wide = torch.promote_types(q.dtype, torch.float32)
     o, _ = attention(q, k, v, mask=mask, scale=scale)
-    alpha = alpha.to(wide)[..., None]
+    heads = o.shape[2]
+    alpha = repeat(alpha, heads).to(wide)[..., None]
     average = average.to(q.device, wide).reshape(-1, 1)
-    return (alpha * o.to(wide) + (average - alpha) * visible_mean(v.to(wide), mask)).to(q.dtype), None
+    mean = repeat(visible_mean(repeat(v, heads) if mask.rule.per_head else v, mask), heads)
+    return (alpha * o.to(wide) + (average - alpha) * mean).to(q.dtype), None
 
 
 def visible_mean(v: Tensor, mask: Bound, strip: int = 512) -> Tensor:
     """The mean of the values that each query sees (zero for none): a running sum where that is it, else by strips."""
+    v = v.to(torch.promote_types(v.dtype, torch.float32))
     if not mask.segmented and isinstance(mask.expr, Everything):
         return v.mean(1, keepdim=True)
     in_order = not mask.segmented and isinstance(mask.expr, Causal) and mask.q is mask.k

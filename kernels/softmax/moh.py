@@ -18,7 +18,7 @@ from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Everything, Given, Mask, walk
 from gnomon.kernels.masks.tokens import Tokens
-from gnomon.kernels.op import Impl, Op, Result, Shape, State
+from gnomon.kernels.op import Impl, Op, Result, Shape, State, repeat
 from gnomon.kernels.softmax.base import over_attention, remember
 from gnomon.kernels.typed import typed
 
@@ -82,7 +82,7 @@ def weigh(
 ) -> Result:  # fmt: skip
     """All heads, then their weights."""
     o, _ = attention(q, k, v, mask=mask, scale=scale)
-    return o * _of_active(weights)[..., None].to(o.dtype), None
+    return o * repeat(_of_active(weights), o.shape[2])[..., None].to(o.dtype), None
 
 
 def rows(

@@ -134,7 +134,7 @@ def twin_refuses(shape: Shape, mask: Bound) -> str | None:
 
 IMPLS = {
     **attend.IMPLS,
-    "sdpa": Impl(attend.sdpa, packed=True, declines=sdpa_declines),
+    "sdpa": Impl(attend.sdpa, packed=True, grouped=True, declines=sdpa_declines),
     "tile": Impl(tile, packed=True, declines=tile_declines),
     "triton": triton("sparse.blocks:attend", refuses=twin_refuses, packed=True),
 }

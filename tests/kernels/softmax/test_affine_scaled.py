@@ -83,3 +83,16 @@ def test_refusal():
     q, k, v, alpha, _ = draw()
     with pytest.raises(ValueError, match=r"affine_scaled: alpha has shape \(2, 8\)"):
         affine_scaled(q, k, v, alpha=alpha[..., 0])
+
+
+def test_alpha_of_fewer_heads_than_the_output_has():
+    """The average is one for every head of the output."""
+    q, k, v = (torch.randn(1, 9, n, 4, dtype=torch.float64) for n in (4, 2, 2))
+    alpha, average = torch.rand(1, 9, 2, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    wide = alpha.repeat_interleave(2, 2)
+    for impl in ("reference", "sdpa", "chunk"):
+        found, _ = affine_scaled(q, k, v, alpha=alpha, average=average, mask=CAUSAL, impl=impl)
+        wanted, _ = affine_scaled(q, k, v, alpha=wide, average=average, mask=CAUSAL, impl="reference")
+        assert torch.allclose(found, wanted, atol=1e-12)
+    with pytest.raises(ValueError, match=r"^affine_scaled: average has shape \(2,\); give a number, or \(4,\)$"):
+        affine_scaled(q, k, v, alpha=alpha, average=average[:2])

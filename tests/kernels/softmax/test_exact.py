@@ -88,3 +88,31 @@ def test_a_cache_of_other_tokens_is_continued():
     o, state = exact(q[:, 4:], k[:, 4:], v[:, 4:], mask=CAUSAL, state=state)
     torch.testing.assert_close(o, whole[:, 4:])
     torch.testing.assert_close(state["k"], k)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("heads", [(6, 2, 2), (6, 3, 2), (2, 6, 2), (6, 6, 6)])
+@pytest.mark.parametrize("dense", [False, True])
+def test_shared_heads_are_as_if_repeated(queries, heads, dense):
+    """A single query takes another path; a mask may be another one for every head, and hide all."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, t, n, 4, dtype=torch.float64) for t, n in zip((queries, 7, 7), heads))
+    whole = [x.repeat_interleave(6 // x.shape[2], 2) for x in (q, k, v)]
+    mask = torch.rand(2, 6, queries, 7) > 0.4 if dense else None
+    if dense:
+        mask[0, 1] = False
+    for impl in ("sdpa", "chunk"):
+        found, _ = exact(q, k, v, mask=mask, impl=impl)
+        assert torch.allclose(found, exact(*whole, mask=mask, impl="reference")[0], atol=1e-12)
+
+
+def test_a_step_does_not_copy_what_it_reads():
+    """One more token over a cache that four heads each share: nothing as large as the cache is made."""
+    cache = {name: torch.randn(1, 4096, 2, 64) for name in ("k", "v")}
+    q, k, v = (torch.randn(1, 1, n, 64) for n in (8, 2, 2))
+    with torch.profiler.profile(profile_memory=True) as seen:
+        exact(q, k, v, mask=CAUSAL, state=cache, impl="sdpa")
+    size = cache["k"].nbytes
+    grown = [event.key for event in seen.key_averages() if event.self_cpu_memory_usage > 1.5 * size * event.count]
+    # the cache with the new token behind it, once for keys and once for values
+    assert grown == [], grown
