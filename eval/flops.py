@@ -36,12 +36,12 @@ class Instead:
     """What a layer does instead of softmax attention.
 
     maps    multiply-adds per token of its own linear maps; None: it has those of the attention
-    memory  bytes that it remembers of a row, however long; None: it caches keys and values
+    memory  bytes that it remembers of a row, and of each of its tokens beside them; None: it caches keys and values
     """
 
     inside: Inside
     maps: int | None = None
-    memory: int | None = None
+    memory: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ class Decoder:
 
     def cache_bytes(self, lengths: Sequence[int], item: int) -> int:
         """What a row's layers remember of so many tokens; `item`: bytes of a number in keys and values."""
-        fixed = {index: own.memory for index, own in self.instead.items() if own.memory is not None}
-        keys = sum(n for index, n in enumerate(lengths) if index not in fixed)
-        return 2 * self.key_heads * self.head_width * item * keys + sum(fixed.values())
+        own = {index: instead.memory for index, instead in self.instead.items() if instead.memory is not None}
+        usual = 0, 2 * self.key_heads * self.head_width * item
+        kept = (own.get(index, usual) for index in range(len(lengths)))
+        return sum(fixed + n * each for n, (fixed, each) in zip(lengths, kept))
 
     def _layer(self, index: int, queries: int, keys: int, causal: bool) -> int:
         own = self.instead.get(index)
@@ -140,16 +141,23 @@ def _seen(operated: Operated, tokens: Tokens, last: int) -> float:
 
 @torch.no_grad()
 def _mixer(lm: CausalLM, index: int) -> Instead:
-    """Of two tokens it is seen which operators it calls, at which widths, and what it remembers."""
+    """Of two tokens it is seen which operators it calls, at which widths; of a third, whether it remembers each."""
     mixer = lm.layers[index].self_attn.mixer
     weights = [m.weight for m in mixer.modules() if isinstance(m, (nn.Linear, FeatureMap, ShortConv))]
-    layout = TokenLayout.text(1, 2, device=weights[0].device)
-    x = torch.zeros(1, 2, lm.width, device=weights[0].device, dtype=weights[0].dtype)
-    tables = lm.rotary(x, layout.position)[index] if mixer.rotary else None
+
+    def kept(tokens: int) -> int:
+        layout = TokenLayout.text(1, tokens, device=weights[0].device)
+        x = torch.zeros(1, tokens, lm.width, device=weights[0].device, dtype=weights[0].dtype)
+        tables = lm.rotary(x, layout.position)[index] if mixer.rotary else None
+        return sum(held.nbytes for held in mixer(x, layout, {}, tables=tables)[1].values())
+
     with recording() as calls:
-        _, memory = mixer(x, layout, {}, tables=tables)
+        two = kept(2)
+    each = kept(3) - two
 
     def inside(queries: int, keys: int, causal: bool) -> float:
-        return sum(call.cost(replace(call.shape, queries=queries, keys=queries)).operations for call in calls)
+        sizes = {"keys": keys, "causal": False} if each else {"keys": queries}
+        found = sum(call.cost(replace(call.shape, queries=queries, **sizes)).operations for call in calls)
+        return found * _pairs(queries, keys, causal) / (queries * keys) if each else found
 
-    return Instead(inside, sum(w.numel() for w in weights), sum(x.nbytes for x in memory.values()))
+    return Instead(inside, sum(w.numel() for w in weights), (two - 2 * each, each))

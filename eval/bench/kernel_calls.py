@@ -101,7 +101,7 @@ class Call(Timed):
 
     other                  options in place of those that are timed
     qkv, tensors, options  what it is called with; of the tensors, some are `moving` along the tokens
-    chosen                 what it ran as
+    chosen                 what it ran as, so many `times`
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Call(Timed):
             lambda: self._of(slice(None))[0], [x for x in (*self.qkv, *self.tensors.values()) if x.is_floating_point()]
         )
         self.chosen: Choice | None = None
+        self.times = 1
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -148,7 +149,7 @@ class Call(Timed):
             return super().forward()
         with recording() as choices:
             found = super().forward()
-        self.chosen = choices[0]
+        self.chosen, self.times = choices[0], len(choices)
         return found
 
 

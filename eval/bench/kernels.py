@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,13 +64,13 @@ class Timing:
     density: float | None = None
     note: str = ""
 
-    def account(self, op: Op, shape: Shape, mask: Bound | None, device: Device | None) -> None:
-        """What the algorithm must do, and how long the device would need for it."""
+    def account(self, op: Op, shape: Shape, mask: Bound | None, device: Device | None, times: int = 1) -> None:
+        """What the algorithm must do so many times, and how long the device would need for it."""
         if device is None:
             return
         found = estimate(op, shape, device, mask=mask)
         self.operations, self.bytes, self.floor, self.limit = (
-            found.operations, found.bytes, found.seconds, found.limit
+            times * found.operations, times * found.bytes, times * found.seconds, found.limit
         )  # fmt: skip
         self.passes = passes(op.cascade, running=True) if op.cascade else None
 
@@ -176,7 +176,8 @@ class _Bench:
         ours = self._time(timing, make, name)
         if isinstance(ours, Call) and ours.chosen is not None:
             timing.implementation = ours.chosen.used
-            timing.account(member.op, ours.chosen.shape, ours.chosen.mask, self.device)
+            op = replace(member.op, cost=ours.chosen.cost)
+            timing.account(op, ours.chosen.shape, ours.chosen.mask, self.device, ours.times)
             timing.density = density(ours)
             timing.note = "; ".join(filter(None, [*self._told(member, timing), timing.note]))
             self._step(timing, ours.step)

@@ -52,8 +52,8 @@ def grouped_differential(
     groups = q.unflatten(2, (-1, ratio + 1))
     q1, q2 = groups[:, :, :, :ratio].flatten(2, 3), groups[:, :, :, ratio]
     both = torch.cat([v[:, :, 0::2], v[:, :, 1::2]], -1)
-    signal, _ = OP.run(impl, q1, k[:, :, 0::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
-    noise, _ = OP.run(impl, q2, k[:, :, 1::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
+    signal, _ = ONE(impl, q1, k[:, :, 0::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
+    noise, _ = ONE(impl, q2, k[:, :, 1::2], both, mask=mask, scale=scale, cu_seqlens=cu_seqlens)
     signal, noise = widen(signal, noise)
     return (signal - amount * noise.repeat_interleave(ratio, 2)).to(q.dtype), state
 
@@ -112,3 +112,6 @@ OP = Op(
     example=example,
     variants={"unequal": unequal},
 )
+
+ONE = replace(OP, cost=attend.cost).run
+"""One of the two attentions; it is told of its values at their width."""

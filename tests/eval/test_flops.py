@@ -6,10 +6,13 @@ import torch
 from gnomon.eval.flops import Decoder
 from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import Kind, TokenLayout
+from gnomon.vlm.mixers.affine_scaled import AffineScaled
 from gnomon.vlm.mixers.based import Based
 from gnomon.vlm.mixers.deltanet import DeltaNet
 from gnomon.vlm.mixers.gla import GLA
+from gnomon.vlm.mixers.grouped_differential import GroupedDifferential
 from gnomon.vlm.mixers.lolcats import LoLCATs
+from gnomon.vlm.mixers.moh import MoH
 
 BASE = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -150,3 +153,25 @@ def test_what_mixers_remember(mixer):
     assert shape.cache_bytes([70] * 3, 4) == kept
     # one more token costs the same, however many there were
     assert shape.step([70] * 3) - shape.step([50] * 3) == 20 * 4 * 4 * 16
+
+
+@pytest.mark.parametrize("mixer", [AffineScaled, MoH, GroupedDifferential])
+@torch.no_grad()
+def test_a_mixer_of_softmax_counts_every_key_that_it_remembers(mixer, flop_counter):
+    lm = made()
+    lm.mix([mixer([0, 2])])
+    shape, state = Decoder.of(lm), lm.new_state()
+    with flop_counter() as prefill:
+        lm(torch.randn(1, 300, 64), TokenLayout.text(1, 300), state)
+    assert shape.prefill([300] * 3) == pytest.approx(prefill.get_total_flops(), rel=0.02)
+    kept = sum(x.nbytes for i in (0, 2) for x in state.layers[i].memory.values())
+    kept += state.layers[1].keys.nbytes + state.layers[1].values.nbytes
+    assert shape.cache_bytes([300] * 3, 4) == kept
+    with flop_counter() as step:
+        lm.head(lm(torch.randn(1, 1, 64), TokenLayout.text(1, 1, start=300), state))
+    # the mean of the values that are seen is no attention
+    mean = 2 * 2 * 301 * 2 * 16 if mixer is AffineScaled else 0
+    assert shape.step([301] * 3) == pytest.approx(step.get_total_flops() - mean, rel=0.02)
+    # of four pairs of two words three are seen
+    pairs = sum(shape.instead[i].inside(2, 2, False) for i in (0, 2)) + shape.attention(4)
+    assert shape.prefill([2] * 3) - shape.prefill([2] * 3, causal=True) == pairs / 4

@@ -85,6 +85,16 @@ def test_what_is_counted_is_what_was_called():
     assert found["linear/based"].note == "queries and keys 16 wide"
 
 
+def test_an_operator_of_two_attentions_counts_both(flop_counter):
+    """Four maps of two signal and two noise heads, over values of twice the width."""
+    setting = replace(SETTING, heads=4, backward=False)
+    (found,) = timings(["grouped_differential"], setting)[2:]
+    with flop_counter() as counter:
+        Call(operators(["grouped_differential"])[0], 256, False, setting, "reference").forward()
+    # all pairs there, half of them here
+    assert found.operations == counter.get_total_flops() / 2 == 2 * 2 * 256**2 * (8 + 16)
+
+
 def test_a_wrong_operator_is_not_timed():
     (gla,) = operators(["gla"])
     wrong = Impl(lambda *args, **named: (gla.op.impls["chunk"].call(*args, **named)[0] * 1.01, named["state"]))

@@ -1,14 +1,16 @@
 """Grouped differential attention: its limits, the original it grew from, and growth itself."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.op import recording
 from gnomon.kernels.softmax.exact import exact
-from gnomon.kernels.softmax.grouped_differential import grouped_differential, initial, learned
+from gnomon.kernels.softmax.grouped_differential import OP, grouped_differential, initial, learned
 
 
 def draw(heads: int, key_heads: int):
@@ -94,3 +96,13 @@ def test_refusals():
         grouped_differential(*draw(2, 2), amount=torch.rand(2))
     with pytest.raises(ValueError, match="grouped_differential: k has 4 heads; give twice a divisor of the 1 noise"):
         grouped_differential(*draw(4, 4), amount=0.5, ratio=3)
+
+
+def test_two_attentions_cost_what_the_record_says():
+    """Together, at the sizes of the public call."""
+    q, k, v = (torch.randn(1, 32, 4, 8) for _ in range(3))
+    with recording() as calls:
+        grouped_differential(q, k, v, amount=0.5, mask=CAUSAL)
+    shape = replace(calls[0].shape, heads=4, key_heads=4, value_width=8)
+    assert [call.op for call in calls] == ["grouped_differential"] * 2
+    assert sum(call.cost(call.shape).operations for call in calls) == OP.cost(shape).operations
