@@ -44,8 +44,9 @@ def from_cu_seqlens(cu_q: Tensor, cu_k: Tensor) -> Runs:
 
 
 def from_segments(bound: Bound, rows: int) -> Runs:
-    """The runs of equal segment numbers, row by row; kept with the mask. Queries and keys must hold the same segments in
-    the same order.
+    """The runs of equal segment numbers, row by row; kept with the mask.
+
+    Queries and keys must hold the same segments in the same order.
     """
     if ("runs", rows) not in bound.cache:
         bound.cache["runs", rows] = _from_segments(bound, rows)
