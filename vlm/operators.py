@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, Bound, Expr
 from gnomon.kernels.masks.atoms import visual
+from gnomon.kernels.masks.keeping import remembered
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.members import FAMILIES
 from gnomon.vlm.decoder import LayerCache, LayerRun, Span, View
@@ -147,7 +148,7 @@ class Operator:
 
 
 # kept: what a mask is lowered to is kept with it, and every image of one size asks for the same
-@lru_cache(maxsize=32)
+@remembered
 def _behind(operator: Operator, grid: tuple[int, ...], prefix: int, heads: int, device: torch.device) -> Bound:
     """An encoder's pattern on a grid behind tokens that see and are seen by everything."""
     tokens = Tokens.join([Tokens.line(prefix, device=device), Tokens.grid(*grid, device=device)])

@@ -12,7 +12,6 @@ Differs: exact per pair, where the release rounds to blocks of 128 by a vote; ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Expr, Mask, Or, kept, meet
 from gnomon.kernels.masks.atoms import band, k_is, table
+from gnomon.kernels.masks.keeping import remembered
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
@@ -42,8 +42,8 @@ def reach(distance: int, size: int, *, decay: float = 1.0, block: int = 128) -> 
 
 
 # kept: a rule with tables equals itself alone, and its lowerings are kept with it
-@lru_cache(maxsize=32)
 @typed
+@remembered
 def rule(frames: int, size: int, *, decay: float = 1.0, block: int = 128, first: bool = True) -> Expr:
     """On tokens with the fields `t` and `place` (in the frame)."""
     widths = [reach(distance, size, decay=decay, block=block) for distance in range(frames)]

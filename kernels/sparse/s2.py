@@ -19,6 +19,7 @@ from gnomon.kernels.example import Example
 from gnomon.kernels.mask import And, Bound, ByHead, Expr, Mask, by_head, meet
 from gnomon.kernels.masks.atoms import part
 from gnomon.kernels.masks.groups import groups
+from gnomon.kernels.masks.keeping import once
 from gnomon.kernels.op import Impl, Op, Result, Shape, State
 from gnomon.kernels.sparse.base import AUTO, IMPLS
 from gnomon.kernels.typed import typed
@@ -82,13 +83,15 @@ def halves_refuse(shape: Shape, mask: Bound) -> str | None:
 
 def _branches(mask: Bound) -> tuple[Bound, ...]:
     """The mask of the first heads and of the others; kept with the mask of all."""
-    if "halves" not in mask.cache:
+
+    def halved() -> tuple[Bound, ...]:
         both = [factor for factor in _factors(mask) if not isinstance(factor, ByHead)]
         each = [factor for factor in _factors(mask) if isinstance(factor, ByHead)]
         first = And((*both, *(factor.branches[0][1] for factor in each)))
         second = And((*both, *(factor.otherwise for factor in each)))
-        mask.cache["halves"] = tuple(Bound(expr, mask.q, mask.k) for expr in (first, second))
-    return mask.cache["halves"]
+        return tuple(Bound(expr, mask.q, mask.k) for expr in (first, second))
+
+    return once(mask.cache, "halves", halved)
 
 
 def _factors(mask: Bound) -> list[Expr]:
