@@ -257,6 +257,9 @@ class Bound:
         if self.q.rows != self.k.rows and 1 not in (self.q.rows, self.k.rows):
             raise ValueError(f"mask: {self.q.rows} rows of queries, {self.k.rows} of keys; give as many, or one")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
+
     @property
     def rows(self) -> int:
         return max(self.q.rows, self.k.rows, *(part.made_for[0] for part in walk(self.rule)))
