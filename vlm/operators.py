@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,6 +142,8 @@ class Operator:
         facts: dict[str, Any] = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
         facts |= {"grid": None, "heads": heads}
         if "frames" in known:
+            if "t" not in tokens.fields:
+                raise ValueError(f"operator {self.name!r} wants frames; give a grid of three extents, (t, y, x)")
             size = int((tokens["extent_y"] * tokens["extent_x"]).max())
             facts |= {"frames": max(1, int(tokens["t"].max()) + 1), "size": size}
         given = {name: value for name, value in {**facts, **self.options}.items() if name in known}
@@ -151,7 +154,9 @@ class Operator:
 @remembered
 def _behind(operator: Operator, grid: tuple[int, ...], prefix: int, heads: int, device: torch.device) -> Bound:
     """An encoder's pattern on a grid behind tokens that see and are seen by everything."""
-    tokens = Tokens.join([Tokens.line(prefix, device=device), Tokens.grid(*grid, device=device)])
+    cells = Tokens.grid(*grid, device=device)
+    cells = cells.having(place=cells["p"] % prod(grid[-2:]))
+    tokens = Tokens.join([Tokens.line(prefix, device=device), cells])
     return visual(operator.rule(tokens, heads), EVERYTHING).on(tokens)
 
 
