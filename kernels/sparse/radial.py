@@ -46,6 +46,8 @@ def reach(distance: int, size: int, *, decay: float = 1.0, block: int = 128) -> 
 @remembered
 def rule(frames: int, size: int, *, decay: float = 1.0, block: int = 128, first: bool = True) -> Expr:
     """On tokens with the fields `t` and `place` (in the frame)."""
+    if not 0 < decay <= 1 or block < 1:
+        raise refuse("radial", f"decay {decay}, block {block}", "use 0 < decay <= 1, block >= 1")
     widths = [reach(distance, size, decay=decay, block=block) for distance in range(frames)]
     apart = (torch.arange(frames)[:, None] - torch.arange(frames)).abs()
     parts: list[Expr] = [k_is("t", 0)] if first else []
@@ -74,10 +76,8 @@ def radial(
 
     decay  shrinks the windows; block: their least width; first: whether the first frame is seen by all
     """
-    if len(grid) != 3 or min(grid) < 1 or not 0 < decay <= 1 or block < 1:
-        raise refuse(
-            "radial", f"grid {tuple(grid)}, decay {decay}, block {block}", "use (t, y, x), 0 < decay <= 1, block >= 1"
-        )
+    if len(grid) != 3 or min(grid) < 1:
+        raise refuse("radial", f"grid {tuple(grid)}, which is no video", "use (t, y, x), each at least 1")
     mask = meet(rule(grid[0], grid[1] * grid[2], decay=decay, block=block, first=first), mask)
     if isinstance(mask, Expr):
         mask = _on_video(mask, tuple(grid), q.device)

@@ -30,6 +30,10 @@ ONLY_TRAINING = True
 
 @typed
 def rule(group: int, heads: int) -> Expr:
+    if heads < 2:
+        raise refuse("s2", "1 head cannot be shifted against another", "give 2 heads or more")
+    if group < 2:
+        raise refuse("s2", f"a group of {group} cannot be shifted by half", "use 2 or more")
     return by_head({range(heads // 2): part("p", group)}, part("p", group, group // 2))
 
 
@@ -53,13 +57,9 @@ def s2(
     length, heads = k.shape[1], max(x.shape[2] for x in (q, k, v))
     if q.shape[1] != length:
         raise refuse("s2", f"{q.shape[1]} queries for {length} keys", "use exact attention for decoding")
-    if heads < 2:
-        raise refuse("s2", "1 head cannot be shifted against another", "give 2 heads or more")
     if group is None and cu_seqlens is not None:
         raise refuse("s2", "cu_seqlens without a size of the groups", "give group=...")
     group = max(length // 4, 2) if group is None else group
-    if group < 2:
-        raise refuse("s2", f"a group of {group} cannot be shifted by half", "use 2 or more")
     return OP.run(impl, q, k, v, mask=meet(rule(group, heads), mask), scale=scale, cu_seqlens=cu_seqlens)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.sparse import axial
 from gnomon.kernels.sparse.radial import reach
 from gnomon.vlm.compute.naavit import NAAViT
@@ -298,6 +299,37 @@ REFUSED = {
     "field": ([{"name": "exact", "where": 1}], {}, "it takes name, options, layers and images"),
     "images": ([{"name": "exact", "images": "some"}], {}, "use causal or both"),
 }
+
+
+OUT_OF_RANGE = {
+    "s2: a group of 1 cannot": ("s2", {"group": 1}),
+    "radial: decay -1, ": ("radial", {"decay": -1}),
+    "radial: decay 2.0, ": ("radial", {"decay": 2.0}),
+    "radial: decay 1.0, block 0": ("radial", {"block": 0}),
+    r"radial: block \[1\] is of type list": ("radial", {"block": [1]}),
+    "power: block 0, ": ("power", {"block": 0}),
+    "power: .* local -1, ": ("power", {"local": -1}),
+    "power: .* first -1; ": ("power", {"first": -1}),
+    "axial: no axis 't'": ("axial", {"along": "t"}),
+    "mask: a disc of radius -1": ("clear", {"radius": -1}),
+}
+
+
+@pytest.mark.parametrize("why", OUT_OF_RANGE)
+def test_what_is_out_of_range_is_refused_in_decoders_and_behind_class_tokens_as_everywhere(why):
+    operator, q = Operator(*OUT_OF_RANGE[why]), torch.randn(1, 17, 2, 8)
+    tokens = tokens_of(Span.of(layout_of([1, (4, 4)])))
+    grid = (1, 4, 4) if operator.name == "radial" else (4, 4)
+    calls = [lambda: operator.lay(tokens, tokens, 2)]
+    for prefix in (0, 1) if operator.on_grid else ():
+        x = q[:, 1 - prefix :]
+        calls += [lambda x=x, n=prefix: operator.everything(x, x, x, scale=1.0, grid=grid, prefix=n)]
+    if not operator.on_grid:
+        calls += [lambda: operator.function(q, q, q, mask=CAUSAL, **operator.options)]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{why}") as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("operators", "config", "why"), REFUSED.values(), ids=list(REFUSED))
