@@ -348,6 +348,7 @@ def test_refusals(call: Call):
         {"q": q[0]},
         {"scale": float("nan")},
         {"scale": "small"},
+        *({"scale": x} for x in ("0.5", True, torch.ones(2), torch.tensor(True), torch.tensor(0.5).requires_grad_())),
         {"q": q[0, 0, 0]},
         # parameters that are no single number, on a device where q is not
         *({name: x.to("meta")} for name, x in inputs.tensors().items() if x.ndim and name not in "qkv"),
@@ -359,8 +360,8 @@ def test_refusals(call: Call):
     if accepts("cu_seqlens")(call.member):
         wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:
-        tensors = {name: x for name, x in change.items() if isinstance(x, Tensor)}
-        how = {name: x for name, x in change.items() if not isinstance(x, Tensor)}
+        tensors = {name: x for name, x in change.items() if isinstance(x, Tensor) and name != "scale"}
+        how = {name: x for name, x in change.items() if name not in tensors}
         with pytest.raises(ValueError) as told:
             inputs.run(tensors, **how)
         assert str(told.value).startswith(f"{call.member.op.name}: ") and "\n" not in str(told.value)
