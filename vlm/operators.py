@@ -102,6 +102,10 @@ class Operator:
         options = {**self.options, "scale": scale}
         if not self.on_grid:
             return self.function(q, k, v, **options)[0]
+        cells = prod(grid)
+        if prefix < 0 or prefix + cells != q.shape[1]:
+            what = f"grid {tuple(grid)} has {cells} cells, the sequence {q.shape[1]} tokens, {max(prefix, 0)} before it"
+            raise ValueError(f"operator {self.name!r}: {what}; give the grid of these images")
         if "prefix" in known:
             return self.function(q, k, v, grid=grid, prefix=prefix, **options)[0]
         if not prefix:
