@@ -51,12 +51,20 @@ def check_qkv(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
 def check_scale(op: str, scale: float | None, width: int) -> float:
     if scale is None:
         return width**-0.5
+    remedy = "leave it out for width ** -0.5"
+    if isinstance(scale, Tensor):
+        if scale.requires_grad:
+            raise refuse(op, "scale is a tensor that learns, and would get no gradient", "multiply q by it instead")
+        if scale.numel() != 1 or scale.dtype == torch.bool or scale.is_complex():
+            raise refuse(op, f"scale, {scale.dtype} of shape {tuple(scale.shape)}, is no number", remedy)
+    if isinstance(scale, (str, bytes, bool)):
+        raise refuse(op, f"scale {scale!r} is no number", remedy)
     try:
         scale = float(scale)
     except (TypeError, ValueError) as error:
-        raise refuse(op, f"scale {scale!r} is no number", "leave it out for width ** -0.5") from error
+        raise refuse(op, f"scale {scale!r} is no number", remedy) from error
     if not math.isfinite(scale):
-        raise refuse(op, f"scale {scale} is not finite", "leave it out for width ** -0.5")
+        raise refuse(op, f"scale {scale} is not finite", remedy)
     return scale
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, wraps
-from typing import Protocol
+from functools import wraps
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gnomon.kernels.masks.keeping import once, remembered
 from gnomon.kernels.masks.tokens import Tokens
 
 
@@ -247,16 +248,17 @@ class Bound:
     q: Tokens
     k: Tokens
     rule: Expr = field(init=False)
-    cache: dict[object, object] = field(default_factory=dict, init=False, repr=False)
+    cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
     """What a lowering made of it: a mask serves every layer of a model."""
 
     def __post_init__(self) -> None:
         segmented = "segment" in self.q.fields or "segment" in self.k.fields
         object.__setattr__(self, "rule", self.expr & InSegment() if segmented else self.expr)
         if self.q.rows != self.k.rows and 1 not in (self.q.rows, self.k.rows):
-            raise ValueError(
-                f"mask: {self.q.rows} rows of queries, {self.k.rows} of keys; give as many of both, or one"
-            )
+            raise ValueError(f"mask: {self.q.rows} rows of queries, {self.k.rows} of keys; give as many, or one")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": {}}
 
     @property
     def rows(self) -> int:
@@ -296,11 +298,11 @@ class Bound:
     def to(self, device: torch.device | str) -> Bound:
         if self.q["p"].device == torch.device(device):
             return self
-        wanted = ("to", torch.device(device))
-        if wanted not in self.cache:
-            q = self.q.to(device)
-            self.cache[wanted] = Bound(self.expr, q, q if self.k is self.q else self.k.to(device))
-        return self.cache[wanted]
+        return once(self.cache, ("to", torch.device(device)), lambda: self._moved(device))
+
+    def _moved(self, device: torch.device | str) -> Bound:
+        q = self.q.to(device)
+        return Bound(self.expr, q, q if self.k is self.q else self.k.to(device))
 
     def __and__(self, other: Expr) -> Bound:
         joined = replace(self, expr=self.expr & other)
@@ -337,11 +339,10 @@ def holds_dense(rule: Expr) -> bool:
 
 
 def kept(make: Callable[..., Bound]) -> Callable[..., Bound]:
-    """The lowerings of a rule are kept with its Bound, so every layer of a model gets the same one.
-
-    A rule that holds a dense mask is not found again, and would only keep that alive.
+    """Lowerings are kept with their Bound, so every layer of a model gets the same one. A rule that holds a dense mask
+    is not found again, and would only keep that alive.
     """
-    known = lru_cache(maxsize=32)(make)
+    known = remembered(make)
 
     @wraps(make)
     def find(rule: Expr, *on: Hashable) -> Bound:
@@ -375,8 +376,7 @@ def meet(rule: Expr, mask: Mask, *, grid: Sequence[int] | None = None, device: t
     if isinstance(mask, Bound):
         return mask & rule
     if isinstance(mask, Tensor):
-        rule = rule & Given(mask)
-        return rule if grid is None else rule.on(Tokens.grid(*grid, device=device))
+        mask = Given(mask)
     if mask is not None and not isinstance(mask, Expr):
         raise ValueError(f"mask: {type(mask).__name__} is no mask; give a rule, rule.on(tokens), a bool tensor or None")
     rule = rule if mask is None else rule & mask

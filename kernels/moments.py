@@ -188,7 +188,7 @@ def grid_angles(grid: Sequence[int], width: int, *, base: float = 10000.0) -> Te
 def companions(
     op: str, q: Tensor, angles_q: Tensor | None, angles_k: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rotation angles as what goes along with the queries and with the keys."""
+    """Rotation angles as what goes along with the queries and with the keys; 1 row stands for all."""
     if angles_q is None and angles_k is None:
         return {}, {}
     if angles_q is None or angles_k is None:
@@ -196,7 +196,8 @@ def companions(
     for name, x in (("angles_q", angles_q), ("angles_k", angles_k)):
         if x.ndim != 4 or 2 * x.shape[3] != q.shape[-1]:
             raise refuse(op, f"{name} has shape {tuple(x.shape)}", f"give (batch, tokens, heads, {q.shape[-1] // 2})")
-    return {"angles_q": angles_q}, {"angles_k": angles_k}
+    every_q, every_k = (x.expand(len(q), -1, -1, -1) if len(x) == 1 else x for x in (angles_q, angles_k))
+    return {"angles_q": every_q}, {"angles_k": every_k}
 
 
 def turn(q: Tensor, k: Tensor, angles_q: Tensor | None, angles_k: Tensor | None) -> Turned:

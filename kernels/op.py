@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -115,7 +116,9 @@ def triton(path: str, *, refuses: Reason = never, packed: bool = False, grouped:
 
 def interpreting() -> bool:
     """Whether triton runs its kernels on the CPU (TRITON_INTERPRET=1, set before triton is imported)."""
-    return bool(importlib.import_module("triton").knobs.runtime.interpret)
+    knobs = getattr(importlib.import_module("triton"), "knobs", None)
+    # triton has no knobs before 3.4, and reads its environment itself
+    return os.environ.get("TRITON_INTERPRET") == "1" if knobs is None else bool(knobs.runtime.interpret)
 
 
 def interpreter_refuses(shape: Shape, mask: Bound) -> str | None:

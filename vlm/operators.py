@@ -14,7 +14,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, Bound, Expr
 from gnomon.kernels.masks.atoms import visual
+from gnomon.kernels.masks.keeping import remembered
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.members import FAMILIES
 from gnomon.vlm.decoder import LayerCache, LayerRun, Span, View
@@ -100,6 +102,10 @@ class Operator:
         options = {**self.options, "scale": scale}
         if not self.on_grid:
             return self.function(q, k, v, **options)[0]
+        cells = prod(grid)
+        if prefix < 0 or prefix + cells != q.shape[1]:
+            what = f"grid {tuple(grid)} has {cells} cells, the sequence {q.shape[1]} tokens, {max(prefix, 0)} before it"
+            raise ValueError(f"operator {self.name!r}: {what}; give the grid of these images")
         if "prefix" in known:
             return self.function(q, k, v, grid=grid, prefix=prefix, **options)[0]
         if not prefix:
@@ -140,6 +146,8 @@ class Operator:
         facts: dict[str, Any] = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
         facts |= {"grid": None, "heads": heads}
         if "frames" in known:
+            if "t" not in tokens.fields:
+                raise ValueError(f"operator {self.name!r} wants frames; give a grid of three extents, (t, y, x)")
             size = int((tokens["extent_y"] * tokens["extent_x"]).max())
             facts |= {"frames": max(1, int(tokens["t"].max()) + 1), "size": size}
         given = {name: value for name, value in {**facts, **self.options}.items() if name in known}
@@ -147,10 +155,12 @@ class Operator:
 
 
 # kept: what a mask is lowered to is kept with it, and every image of one size asks for the same
-@lru_cache(maxsize=32)
+@remembered
 def _behind(operator: Operator, grid: tuple[int, ...], prefix: int, heads: int, device: torch.device) -> Bound:
     """An encoder's pattern on a grid behind tokens that see and are seen by everything."""
-    tokens = Tokens.join([Tokens.line(prefix, device=device), Tokens.grid(*grid, device=device)])
+    cells = Tokens.grid(*grid, device=device)
+    cells = cells.having(place=cells["p"] % prod(grid[-2:]))
+    tokens = Tokens.join([Tokens.line(prefix, device=device), cells])
     return visual(operator.rule(tokens, heads), EVERYTHING).on(tokens)
 
 

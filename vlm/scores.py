@@ -53,24 +53,6 @@ def columns(seen: Projected, mask: scores.Sight = None, *, chunk: int | None = N
     return scores.columns(seen.queries.transpose(1, 2), seen.keys.transpose(1, 2), chunk=chunk, **how)
 
 
-def fused_columns(seen: Projected, mask: Tensor | None = None, *, weight: Tensor | None = None) -> Tensor:
-    """The same from one backward pass of the fused kernel; `weight` (B,T) is what each query counts, 1 by default.
-
-    The output is P V, so the sum of its channel c over the queries has the column sums as its gradient in V[:, c].
-    Query heads that share a key head take a channel each.
-    """
-    batch, heads, count, _ = seen.queries.shape
-    group = heads // seen.keys.shape[1]
-    still = replace(seen, queries=seen.queries.detach(), keys=seen.keys.detach())
-    with torch.enable_grad():
-        values = torch.zeros(*seen.keys.shape[:3], group, device=seen.keys.device, requires_grad=True)
-        out = _fused(still, values, mask)
-    channel = torch.eye(group, device=out.device).repeat(heads // group, 1)
-    rows_ = torch.ones(batch, count, device=out.device) if weight is None else weight.float()
-    (found,) = torch.autograd.grad(out, values, rows_[:, None, :, None] * channel[None, :, None])
-    return found.transpose(2, 3).reshape(batch, heads, -1)
-
-
 def average(seen: Projected, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """(B,H,T,A) mean of what the keys carry, (B,S,A), over the attention of each query; it has a gradient.
 

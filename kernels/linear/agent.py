@@ -43,6 +43,8 @@ def agent(
     for name, size in (("grid", grid), ("agents", agents)):
         if len(size) != 2 or min(size) < 1:
             raise refuse("agent", f"{name} {tuple(size)} is impossible", "give two extents of at least 1")
+    if prefix < 0:
+        raise refuse("agent", f"prefix {prefix} is no number of tokens", "give 0 or more")
     tokens, n = prefix + grid[0] * grid[1], agents[0] * agents[1]
     if q.shape[1] != tokens:
         raise refuse("agent", f"{q.shape[1]} tokens do not fill {prefix} + {grid[0]} x {grid[1]}", f"give {tokens}")

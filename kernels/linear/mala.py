@@ -35,7 +35,7 @@ def mala(
     eps: float = 1e-6,
     block: int = 64,
 ) -> Result:
-    """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), angles (B,Q or K,h,D/2) -> o (B,Q,H,V), state {s, z, u, n}."""
+    """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), angles (1 or B,Q or K,h,D/2) -> o (B,Q,H,V), state {s, z, u, n}."""
     per_query, per_key = moments.companions("mala", q, angles_q, angles_k)
     return OP.run(
         impl, q, k, v, mask=mask, scale=scale, state=state, cu_seqlens=cu_seqlens,

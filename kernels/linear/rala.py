@@ -34,7 +34,7 @@ def rala(
     impl: str = "auto",
     eps: float = 1e-6,
 ) -> Result:
-    """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), angles (B,Q or K,h,D/2) -> o (B,Q,H,V) and None."""
+    """q (B,Q,H,D), k (B,K,Hk,D), v (B,K,Hv,V), angles (1 or B,Q or K,h,D/2) -> o (B,Q,H,V) and None."""
     per_query, per_key = moments.companions("rala", q, angles_q, angles_k)
     return OP.run(
         impl, q, k, v, mask=mask, scale=scale, cu_seqlens=cu_seqlens, per_query=per_query, per_key=per_key,

@@ -191,10 +191,12 @@ def _is(side: str, field: str, values: tuple[int, ...]) -> Expr:
 
 def columns(positions: Tensor) -> Expr:
     """The keys at these positions are visible to all."""
-    if positions.is_floating_point() or not positions.numel() or int(positions.min()) < 0:
-        raise ValueError(f"mask: columns at {positions.tolist()}; give one position or more, integers from 0")
-    table = torch.zeros(1, int(positions.max()) + 1, dtype=torch.bool)
-    table[0, positions] = True
+    found = positions.flatten().tolist() if isinstance(positions, Tensor) else None
+    if not found or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found):
+        what = f"a {type(positions).__name__}" if found is None else found
+        raise ValueError(f"mask: columns at {what}; give a tensor of one position or more, integers from 0")
+    table = torch.zeros(1, max(found) + 1, dtype=torch.bool)
+    table[0, found] = True
     # one row of the table for every query: no position reaches a block that large
     return Table(table, "p", 2**62, 1)
 

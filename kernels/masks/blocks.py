@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels.mask import Bound
+from gnomon.kernels.masks.keeping import once
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,19 @@ class BlockLists:
 def block_lists(bound: Bound, *, heads: int = 1, block_q: int = 64, block_k: int = 64) -> BlockLists:
     """Classify every block, one strip of queries at a time (the whole mask is never in memory); kept with the mask."""
     wanted = ("lists", heads if bound.rule.per_head else 1, block_q, block_k)
-    if wanted not in bound.cache:
-        counts = []
-        for start in range(0, bound.q.length, block_q):
-            strip = bound.dense(heads, start=start, stop=start + block_q).sum(2)
-            short = -strip.shape[-1] % block_k
-            counts.append(torch.nn.functional.pad(strip, (0, short)).unflatten(-1, (-1, block_k)).sum(-1))
-        count = torch.stack(counts, 2)
-        full = count == block_q * block_k
-        bound.cache[wanted] = BlockLists(
-            *_listed(full), *_listed((count > 0) & ~full), (block_q, block_k), (bound.q.length, bound.k.length)
-        )
-    found = bound.cache[wanted]
-    assert isinstance(found, BlockLists)
-    return found
+    return once(bound.cache, wanted, lambda: _block_lists(bound, heads, block_q, block_k))
+
+
+def _block_lists(bound: Bound, heads: int, block_q: int, block_k: int) -> BlockLists:
+    counts = []
+    for start in range(0, bound.q.length, block_q):
+        strip = bound.dense(heads, start=start, stop=start + block_q).sum(2)
+        short = -strip.shape[-1] % block_k
+        counts.append(torch.nn.functional.pad(strip, (0, short)).unflatten(-1, (-1, block_k)).sum(-1))
+    count = torch.stack(counts, 2)
+    full = count == block_q * block_k
+    size = (bound.q.length, bound.k.length)
+    return BlockLists(*_listed(full), *_listed((count > 0) & ~full), (block_q, block_k), size)
 
 
 def partial_tiles(lists: BlockLists, bound: Bound, heads: int = 1) -> Tensor:

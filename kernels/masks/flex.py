@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from gnomon.kernels.mask import Bound
 from gnomon.kernels.masks.blocks import block_lists
+from gnomon.kernels.masks.keeping import once
 from gnomon.kernels.masks.tokens import Tokens
 
 LIMIT = 256
@@ -48,27 +49,26 @@ def mask_mod(bound: Bound) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def block_mask(bound: Bound, *, heads: int, block: int = 128) -> BlockMask:
     """The BlockMask of a rule, kept with it; made strip by strip, as torch's own maker holds all pairs at once."""
-    wanted = ("flex", heads, block)
-    if wanted not in bound.cache:
-        lists = block_lists(bound, heads=heads, block_q=block, block_k=block)
-        columns = -(-bound.k.length // block)
+    return once(bound.cache, ("flex", heads, block), lambda: _block_mask(bound, heads, block))
 
-        def padded(index: Tensor) -> Tensor:
-            """As many columns as there are blocks of keys: BlockMask asks for them to transpose the lists."""
-            return pad(index, (0, columns - index.shape[-1]))
 
-        bound.cache[wanted] = BlockMask.from_kv_blocks(
-            lists.partial_count,
-            padded(lists.partial_index),
-            lists.full_count,
-            padded(lists.full_index),
-            BLOCK_SIZE=block,
-            mask_mod=mask_mod(bound),
-            seq_lengths=lists.size,
-        )
-    found = bound.cache[wanted]
-    assert isinstance(found, BlockMask)
-    return found
+def _block_mask(bound: Bound, heads: int, block: int) -> BlockMask:
+    lists = block_lists(bound, heads=heads, block_q=block, block_k=block)
+    columns = -(-bound.k.length // block)
+
+    def padded(index: Tensor) -> Tensor:
+        """As many columns as there are blocks of keys: BlockMask asks for them to transpose the lists."""
+        return pad(index, (0, columns - index.shape[-1]))
+
+    return BlockMask.from_kv_blocks(
+        lists.partial_count,
+        padded(lists.partial_index),
+        lists.full_count,
+        padded(lists.full_index),
+        BLOCK_SIZE=block,
+        mask_mod=mask_mod(bound),
+        seq_lengths=lists.size,
+    )
 
 
 def compiled(q: Tensor, k: Tensor, v: Tensor, *, mask: BlockMask, scale: float) -> Tensor:

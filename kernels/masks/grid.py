@@ -71,6 +71,8 @@ def windows(
     causal: Sequence[bool] | bool = False,
 ) -> Expr:
     """All axes at once: (x), (y, x) or (t, y, x)."""
+    if not 1 <= len(size) <= len(AXES):
+        raise ValueError(f"mask: windows {tuple(size)} of {len(size)} axes; give one to three, the last of (t, y, x)")
     axes = AXES[-len(size) :]
 
     def each(option: Sequence[int] | int) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnomon.kernels.mask import And, Bound, Causal, Everything, Expr, InSegment
 from gnomon.kernels.masks.atoms import Group
+from gnomon.kernels.masks.keeping import once
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,7 @@ class Groups:
 
 def groups(bound: Bound) -> Groups | None:
     """The groups of a rule, or None when it is no equivalence (or queries and keys differ); kept with the mask."""
-    if "groups" not in bound.cache:
-        bound.cache["groups"] = _groups(bound)
-    found = bound.cache["groups"]
-    assert found is None or isinstance(found, Groups)
-    return found
+    return once(bound.cache, "groups", lambda: _groups(bound))
 
 
 def _groups(bound: Bound) -> Groups | None:

@@ -52,7 +52,15 @@ class Tokens:
 
     @classmethod
     def padded(cls, valid: Tensor) -> Tokens:
-        """(R,T) bool to tokens: positions count the valid ones, the rest is padding."""
+        """(R,T) bool, or integers 0 and 1, to tokens: positions count the valid ones, the rest is padding."""
+        if not isinstance(valid, Tensor) or valid.ndim != 2:
+            what = f"shape {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
+            raise ValueError(f"mask: valid tokens of {what}; give a tensor (rows, tokens), True or 1 for a token")
+        if valid.dtype != torch.bool:
+            whole = not valid.is_floating_point() and not valid.is_complex()
+            if not whole or not torch.equal(valid, valid.bool().to(valid.dtype)):
+                raise ValueError(f"mask: valid tokens of {valid.dtype}; give bool, or integers 0 and 1 and no others")
+            valid = valid.bool()
         segment = torch.where(valid, 0, -1)
         count = valid.long().cumsum(1)
         p = torch.where(valid, count - 1, -1)

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels import attend
 from gnomon.kernels.mask import Bound, Causal, Everything, holds_dense
+from gnomon.kernels.masks.keeping import once
 from gnomon.kernels.masks.tokens import AXES, Tokens
 from gnomon.kernels.op import Impl, Result, Shape, State, interpreter_refuses, triton
 
@@ -42,9 +43,7 @@ def in_tiles(
     run: Callable[[Tensor, Tensor, Tensor, Bound], Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Bound
 ) -> Tensor:
     """run(q, k, v, mask) with the tokens in the order of tiles, and its output back in theirs."""
-    if "tiles" not in mask.cache:
-        mask.cache["tiles"] = _reordered(mask)
-    found = mask.cache["tiles"]
+    found = once(mask.cache, "tiles", lambda: _reordered(mask))
     if found is None:
         return run(q, k, v, mask)
     order, back, reordered = found
@@ -102,16 +101,17 @@ def _pieces(x: Tensor, places: list[Tensor]) -> list[Tensor]:
 
 def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
     """Per tile, the keys (U,) and the pairs (R,h,block,U) of the mask; kept with it."""
-    wanted = ("seen", heads if mask.rule.per_head else 1, block)
-    if wanted not in mask.cache:
-        found = []
+
+    def found() -> list[tuple[Tensor, Tensor]]:
+        tiles = []
         for start in range(0, mask.q.length, block):
             strip = mask.dense(heads, start=start, stop=start + block)
             # a tile that sees nothing reads one key, and nothing of it
             keys = strip.flatten(0, 2).any(0).nonzero()[:, 0] if bool(strip.any()) else strip.new_zeros(1).long()
-            found.append((keys, strip[..., keys]))
-        mask.cache[wanted] = found
-    return mask.cache[wanted]
+            tiles.append((keys, strip[..., keys]))
+        return tiles
+
+    return once(mask.cache, ("seen", heads if mask.rule.per_head else 1, block), found)
 
 
 def tile_declines(shape: Shape, mask: Bound) -> str | None:

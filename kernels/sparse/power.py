@@ -39,6 +39,8 @@ class Near(Expr):
 @typed
 def rule(*, block: int = 256, local: int = 5, first: int = 1) -> Expr:
     """To be joined with CAUSAL: distances are between blocks, and the query's own is visible as a whole."""
+    if block < 1 or local < 0 or first < 0:
+        raise refuse("power", f"block {block}, local {local}, first {first}", "use block >= 1, local >= 0, first >= 0")
     return power_of_two(block) | Near(block, local) | sink(first * block)
 
 

@@ -12,7 +12,6 @@ Differs: exact per pair, where the release rounds to blocks of 128 by a vote; ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Expr, Mask, Or, kept, meet
 from gnomon.kernels.masks.atoms import band, k_is, table
+from gnomon.kernels.masks.keeping import remembered
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Op, Result
 from gnomon.kernels.sparse.base import AUTO, IMPLS
@@ -42,10 +42,12 @@ def reach(distance: int, size: int, *, decay: float = 1.0, block: int = 128) -> 
 
 
 # kept: a rule with tables equals itself alone, and its lowerings are kept with it
-@lru_cache(maxsize=32)
 @typed
+@remembered
 def rule(frames: int, size: int, *, decay: float = 1.0, block: int = 128, first: bool = True) -> Expr:
     """On tokens with the fields `t` and `place` (in the frame)."""
+    if not 0 < decay <= 1 or block < 1:
+        raise refuse("radial", f"decay {decay}, block {block}", "use 0 < decay <= 1, block >= 1")
     widths = [reach(distance, size, decay=decay, block=block) for distance in range(frames)]
     apart = (torch.arange(frames)[:, None] - torch.arange(frames)).abs()
     parts: list[Expr] = [k_is("t", 0)] if first else []
@@ -74,10 +76,8 @@ def radial(
 
     decay  shrinks the windows; block: their least width; first: whether the first frame is seen by all
     """
-    if len(grid) != 3 or min(grid) < 1 or not 0 < decay <= 1 or block < 1:
-        raise refuse(
-            "radial", f"grid {tuple(grid)}, decay {decay}, block {block}", "use (t, y, x), 0 < decay <= 1, block >= 1"
-        )
+    if len(grid) != 3 or min(grid) < 1:
+        raise refuse("radial", f"grid {tuple(grid)}, which is no video", "use (t, y, x), each at least 1")
     mask = meet(rule(grid[0], grid[1] * grid[2], decay=decay, block=block, first=first), mask)
     if isinstance(mask, Expr):
         mask = _on_video(mask, tuple(grid), q.device)

@@ -19,6 +19,7 @@ from gnomon.kernels.example import Example
 from gnomon.kernels.mask import And, Bound, ByHead, Expr, Mask, by_head, meet
 from gnomon.kernels.masks.atoms import part
 from gnomon.kernels.masks.groups import groups
+from gnomon.kernels.masks.keeping import once
 from gnomon.kernels.op import Impl, Op, Result, Shape, State
 from gnomon.kernels.sparse.base import AUTO, IMPLS
 from gnomon.kernels.typed import typed
@@ -29,6 +30,10 @@ ONLY_TRAINING = True
 
 @typed
 def rule(group: int, heads: int) -> Expr:
+    if heads < 2:
+        raise refuse("s2", "1 head cannot be shifted against another", "give 2 heads or more")
+    if group < 2:
+        raise refuse("s2", f"a group of {group} cannot be shifted by half", "use 2 or more")
     return by_head({range(heads // 2): part("p", group)}, part("p", group, group // 2))
 
 
@@ -52,13 +57,9 @@ def s2(
     length, heads = k.shape[1], max(x.shape[2] for x in (q, k, v))
     if q.shape[1] != length:
         raise refuse("s2", f"{q.shape[1]} queries for {length} keys", "use exact attention for decoding")
-    if heads < 2:
-        raise refuse("s2", "1 head cannot be shifted against another", "give 2 heads or more")
     if group is None and cu_seqlens is not None:
         raise refuse("s2", "cu_seqlens without a size of the groups", "give group=...")
     group = max(length // 4, 2) if group is None else group
-    if group < 2:
-        raise refuse("s2", f"a group of {group} cannot be shifted by half", "use 2 or more")
     return OP.run(impl, q, k, v, mask=meet(rule(group, heads), mask), scale=scale, cu_seqlens=cu_seqlens)
 
 
@@ -82,13 +83,15 @@ def halves_refuse(shape: Shape, mask: Bound) -> str | None:
 
 def _branches(mask: Bound) -> tuple[Bound, ...]:
     """The mask of the first heads and of the others; kept with the mask of all."""
-    if "halves" not in mask.cache:
+
+    def halved() -> tuple[Bound, ...]:
         both = [factor for factor in _factors(mask) if not isinstance(factor, ByHead)]
         each = [factor for factor in _factors(mask) if isinstance(factor, ByHead)]
         first = And((*both, *(factor.branches[0][1] for factor in each)))
         second = And((*both, *(factor.otherwise for factor in each)))
-        mask.cache["halves"] = tuple(Bound(expr, mask.q, mask.k) for expr in (first, second))
-    return mask.cache["halves"]
+        return tuple(Bound(expr, mask.q, mask.k) for expr in (first, second))
+
+    return once(mask.cache, "halves", halved)
 
 
 def _factors(mask: Bound) -> list[Expr]:

@@ -85,8 +85,10 @@ def _usage(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
+        # the one that triton ships; its knobs, which name it too, are not older than 3.4
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         told = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)],
+            [str(tool), "--dump-resource-usage", str(file)],
             capture_output=True,
             text=True,
             check=True,

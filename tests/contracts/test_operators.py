@@ -10,20 +10,27 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 from attending import MEMBERS, SPLIT, Call, accepts, calls, close, remembers, with_gradients
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, Mask, bind
+from gnomon.kernels.masks.atoms import part
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.members import Member
 from gnomon.kernels.op import Impl, Result, Shape, State, recording
 
 # FlexAttention says that it is slow when it is not compiled; here it is only compared
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
+"""What a call with tensors without numbers may end in."""
 
 
 def test_members_are_found():
@@ -302,6 +309,31 @@ def test_record(call: Call):
     assert 0 < small.operations < large.operations and 0 < small.bytes < large.bytes
 
 
+@calls(needs=lambda member: member.op.masks)
+def test_what_a_call_keeps_serves_later_ones(call: Call):
+    """Of a call in inference mode, whose tensors no backward pass takes, and of one whose tensors hold no numbers."""
+    inputs = call.inputs(call.sizes())
+    lengths = [inputs.qkv[name].shape[1] for name in "qk"]
+    for number, impl in enumerate(call.member.op.impls):
+        # one group of all tokens, of a size that no other test has: nothing is kept of it yet
+        groups = [part("p", size + number) for size in (900, 950)]
+        new, other = (group if call.mask is None else call.mask & group for group in groups)
+        if not inputs.able(impl, grad=True, mask=bind(new, *lengths)):
+            continue
+        try:
+            with torch.inference_mode():
+                o, _ = inputs.run(mask=new, impl=impl)
+        except ValueError as told:
+            # joined with the operator's own rule it is no equivalence any more
+            assert f"impl {impl!r} cannot run" in str(told)
+            continue
+        close(with_gradients(inputs, mask=new, impl=impl)[0], o)
+        # some read how many there are of something, which is a number
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, suppress(*NUMBERS):
+            inputs.run({name: mode.from_tensor(x) for name, x in inputs.tensors().items()}, mask=other, impl=impl)
+        close(inputs.run(mask=other, impl=impl)[0], o)
+
+
 @calls()
 def test_refusals(call: Call):
     """Wrong input is told in one line that begins with the operator's name."""
@@ -316,6 +348,7 @@ def test_refusals(call: Call):
         {"q": q[0]},
         {"scale": float("nan")},
         {"scale": "small"},
+        *({"scale": x} for x in ("0.5", True, torch.ones(2), torch.tensor(True), torch.tensor(0.5).requires_grad_())),
         {"q": q[0, 0, 0]},
         # parameters that are no single number, on a device where q is not
         *({name: x.to("meta")} for name, x in inputs.tensors().items() if x.ndim and name not in "qkv"),
@@ -327,8 +360,8 @@ def test_refusals(call: Call):
     if accepts("cu_seqlens")(call.member):
         wrong += [{"cu_seqlens": [0, SPLIT, q.shape[1]]}, {"cu_seqlens": (0, SPLIT, q.shape[1])}]
     for change in wrong:
-        tensors = {name: x for name, x in change.items() if isinstance(x, Tensor)}
-        how = {name: x for name, x in change.items() if not isinstance(x, Tensor)}
+        tensors = {name: x for name, x in change.items() if isinstance(x, Tensor) and name != "scale"}
+        how = {name: x for name, x in change.items() if name not in tensors}
         with pytest.raises(ValueError) as told:
             inputs.run(tensors, **how)
         assert str(told.value).startswith(f"{call.member.op.name}: ") and "\n" not in str(told.value)

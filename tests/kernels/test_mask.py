@@ -1,6 +1,7 @@
 """Binding a mask: whom it was made for, what is kept with it, and what is not kept alive."""
 
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_bound_mask_keeps_what_was_made_of_it():
     assert first is second and first.cache and other is not first
     before = len(mask.cache)
     assert mask & Given(dense(1, 1, 16, 16)) is not mask & Given(dense(1, 1, 16, 16)) and len(mask.cache) == before
+
+
+def test_a_bound_mask_is_pickled_without_what_was_made_of_it():
+    """The predicate of flex is a function in a function, which pickle does not take."""
+    mask = (CAUSAL & recent(3)).on(Tokens.line(8))
+    exact(*qkv(), mask=mask, impl="flex")
+    again = pickle.loads(pickle.dumps(mask))
+    assert mask.cache and not again.cache and torch.equal(again.dense(), mask.dense())
 
 
 def test_a_rule_is_bound_once():

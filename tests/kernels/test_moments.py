@@ -7,7 +7,10 @@ import torch
 
 from gnomon.kernels.linear.inline import inline
 from gnomon.kernels.linear.mala import mala
-from gnomon.kernels.mask import CAUSAL
+from gnomon.kernels.linear.nalaformer import nalaformer
+from gnomon.kernels.linear.rala import rala
+from gnomon.kernels.mask import CAUSAL, EVERYTHING
+from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.moments import grid_angles, rotate
 
 
@@ -33,6 +36,28 @@ def test_angles_come_in_pairs():
         mala(q, q, q, angles_q=torch.zeros(1, 4, 1, 4))
     with pytest.raises(ValueError, match=r"mala: angles_k has shape \(1, 4, 1, 8\); give .* 4\)"):
         mala(q, q, q, angles_q=torch.zeros(1, 4, 1, 4), angles_k=torch.zeros(1, 4, 1, 8))
+
+
+@pytest.mark.parametrize("op", [mala, nalaformer, rala])
+def test_angles_of_one_row_stand_for_all(op):
+    """Those of a grid: values and gradients, and where a row is padded."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 6, 2, 8, dtype=torch.float64) for _ in range(3))
+    valid = torch.ones(3, 6, dtype=torch.bool)
+    valid[1, 4:] = False
+    one = grid_angles((2, 3), 8).double()
+    for mask in (None, EVERYTHING.on(Tokens.padded(valid))):
+        for impl in ("reference", "chunk"):
+            found, gradients = [], []
+            for rows in (1, 3):
+                angles = [one.expand(rows, -1, -1, -1).clone().requires_grad_() for _ in range(2)]
+                o, _ = op(q, k, v, angles_q=angles[0], angles_k=angles[1], mask=mask, impl=impl)
+                found.append(o)
+                gradients.append([g.sum(0) for g in torch.autograd.grad(o.square().sum(), angles)])
+            torch.testing.assert_close(*found)
+            torch.testing.assert_close(*gradients)
+    with pytest.raises(ValueError, match=r"angles_q has shape \(2, 6, 1, 4\); let it begin with \(3, 6\)"):
+        op(q, k, v, angles_q=one.expand(2, -1, -1, -1), angles_k=one)
 
 
 @pytest.mark.parametrize("op", [inline, mala])

@@ -203,6 +203,19 @@ def test_in_encoders_everything_is_visible(kind):
         assert torch.allclose(found, expected, atol=1e-5) == same and bool(found.isfinite().all())
 
 
+@pytest.mark.parametrize("name", ["axial", "neighborhood", "agent"])
+def test_a_grid_of_other_images_is_refused(name):
+    """A class token and 16 cells, where the grid is said to have 20."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    options = {"window": [2, 2]} if name == "neighborhood" else {}
+    ours = register(name, options, grid=(5, 4), as_name=f"gnomon_{name}_elsewhere_test")
+    config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8)
+    model = CLIPVisionModel._from_config(config, attn_implementation=ours)
+    with pytest.raises(ValueError, match=rf"^operator '{name}': grid \(5, 4\) has 20 cells, .* 17 tokens") as error:
+        model(torch.randn(1, 3, 32, 32))
+    assert "\n" not in str(error.value)
+
+
 def test_mask_and_attention_are_registered_together_and_on_use_alone():
     assert "gnomon_plain_test" not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
     register("plain", as_name="gnomon_plain_test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from gnomon.kernels.mask import CAUSAL
 from gnomon.kernels.sparse import axial
 from gnomon.kernels.sparse.radial import reach
 from gnomon.vlm.compute.naavit import NAAViT
@@ -298,6 +301,37 @@ REFUSED = {
 }
 
 
+OUT_OF_RANGE = {
+    "s2: a group of 1 cannot": ("s2", {"group": 1}),
+    "radial: decay -1, ": ("radial", {"decay": -1}),
+    "radial: decay 2.0, ": ("radial", {"decay": 2.0}),
+    "radial: decay 1.0, block 0": ("radial", {"block": 0}),
+    r"radial: block \[1\] is of type list": ("radial", {"block": [1]}),
+    "power: block 0, ": ("power", {"block": 0}),
+    "power: .* local -1, ": ("power", {"local": -1}),
+    "power: .* first -1; ": ("power", {"first": -1}),
+    "axial: no axis 't'": ("axial", {"along": "t"}),
+    "mask: a disc of radius -1": ("clear", {"radius": -1}),
+}
+
+
+@pytest.mark.parametrize("why", OUT_OF_RANGE)
+def test_what_is_out_of_range_is_refused_in_decoders_and_behind_class_tokens_as_everywhere(why):
+    operator, q = Operator(*OUT_OF_RANGE[why]), torch.randn(1, 17, 2, 8)
+    tokens = tokens_of(Span.of(layout_of([1, (4, 4)])))
+    grid = (1, 4, 4) if operator.name == "radial" else (4, 4)
+    calls = [lambda: operator.lay(tokens, tokens, 2)]
+    for prefix in (0, 1) if operator.on_grid else ():
+        x = q[:, 1 - prefix :]
+        calls += [lambda x=x, n=prefix: operator.everything(x, x, x, scale=1.0, grid=grid, prefix=n)]
+    if not operator.on_grid:
+        calls += [lambda: operator.function(q, q, q, mask=CAUSAL, **operator.options)]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"^{why}") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(("operators", "config", "why"), REFUSED.values(), ids=list(REFUSED))
 def test_what_cannot_be_is_refused(operators, config, why):
     with pytest.raises(ValueError, match=why) as error:
@@ -325,6 +359,28 @@ def test_what_an_operator_is_in_a_decoder_stands_in_its_own_file(monkeypatch):
     with pytest.raises(ValueError, match="'axial' is on a grid and has no rule for the text beside it") as error:
         made({"name": "axial"})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_frames_behind_class_tokens_are_those_without_any(prefix):
+    """Four frames of 2 x 3 cells; what stands before them sees and is seen by everything."""
+    q, k, v = (torch.randn(2, prefix + 24, 2, 8) for _ in range(3))
+    seen = torch.ones(prefix + 24, prefix + 24, dtype=torch.bool)
+    for i, j in itertools.product(range(24), repeat=2):
+        far = reach(abs(i // 6 - j // 6), 6, block=2)
+        seen[prefix + i, prefix + j] = j < 6 or (far is not None and abs(i % 6 - j % 6) <= far)
+    found = Operator("radial", {"block": 2}).everything(q, k, v, scale=0.3, grid=(4, 2, 3), prefix=prefix)
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    expected = scaled_dot_product_attention(*heads, attn_mask=seen, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert not bool(seen.all())
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_an_image_is_no_video(prefix):
+    q = torch.randn(1, prefix + 12, 1, 8)
+    with pytest.raises(ValueError, match=r"radial.*\(t, y, x\)"):
+        Operator("radial").everything(q, q, q, scale=1.0, grid=(3, 4), prefix=prefix)
 
 
 def test_it_is_not_mixed_with_a_policy_for_visual_tokens(tiny):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnomon.vlm.scores import Projected, average, columns, entropy, fused_columns, masses, rows
+from gnomon.vlm.scores import Projected, average, columns, entropy, masses, rows
 
 BATCH, HEADS, COUNT, WIDTH = 2, 4, 37, 8
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 2e-3}
@@ -63,18 +63,6 @@ def test_rows_and_columns(dtype, key_heads, masked, softcap):
     same(rows(seen, index, picked), expected, dtype)
     for chunk in (None, 1, 10, 100):
         same(columns(seen, mask, chunk=chunk), whole.sum(2), dtype)
-
-
-@types
-@grouping
-@masking
-def test_columns_from_the_gradient_of_the_fused_kernel(dtype, key_heads, masked):
-    seen, mask = drawn(key_heads, dtype), sight(masked)
-    whole = matrix(seen, mask)
-    with torch.no_grad():
-        same(fused_columns(seen, mask), whole.sum(2), dtype)
-        weight = torch.rand(BATCH, COUNT)
-        same(fused_columns(seen, mask, weight=weight), (whole * weight[:, None, :, None]).sum(2), dtype)
 
 
 @types
@@ -140,6 +128,6 @@ def test_one_head_is_the_product_of_all_channels():
 
 def test_a_soft_cap_has_no_fused_kernel():
     seen = drawn(2, torch.float32, softcap=2.0)
-    for call in (entropy, fused_columns, lambda s: masses(s, torch.zeros(BATCH, COUNT, dtype=torch.long), 1)):
+    for call in (entropy, lambda s: masses(s, torch.zeros(BATCH, COUNT, dtype=torch.long), 1)):
         with pytest.raises(ValueError, match=r"capped at 2\.0 has no fused kernel; use rows"):
             call(seen)

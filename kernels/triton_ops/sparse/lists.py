@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from gnomon.kernels.mask import Bound
 from gnomon.kernels.masks.blocks import BlockLists, block_lists
+from gnomon.kernels.masks.keeping import once
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,18 @@ def whole(index: Tensor, listed: Tensor, *, block: tuple[int, int], keys: int) -
 def from_mask(bound: Bound, *, heads: int, block_q: int = 64, block_k: int = 64) -> Lists:
     """The lists of a static mask; kept with it."""
     wanted = ("kernel lists", heads if bound.rule.per_head else 1, block_q, block_k)
-    if wanted not in bound.cache:
-        found = block_lists(bound, heads=heads, block_q=block_q, block_k=block_k)
-        rows, many, blocks, _ = found.full_index.shape
-        columns = -(-found.size[1] // block_k)
-        full, partial = (
-            _entries(index, torch.arange(index.shape[3], device=index.device) < count[..., None], columns)
-            for count, index in ((found.full_count, found.full_index), (found.partial_count, found.partial_index))
-        )
-        bits = _bits(found, bound, heads)
-        bound.cache[wanted] = Lists(full, partial, bits, found.block, rows, many, (blocks, columns))
-    lists = bound.cache[wanted]
-    assert isinstance(lists, Lists)
-    return lists
+    return once(bound.cache, wanted, lambda: _from_mask(bound, heads, block_q, block_k))
+
+
+def _from_mask(bound: Bound, heads: int, block_q: int, block_k: int) -> Lists:
+    found = block_lists(bound, heads=heads, block_q=block_q, block_k=block_k)
+    rows, many, blocks, _ = found.full_index.shape
+    columns = -(-found.size[1] // block_k)
+    full, partial = (
+        _entries(index, torch.arange(index.shape[3], device=index.device) < count[..., None], columns)
+        for count, index in ((found.full_count, found.full_index), (found.partial_count, found.partial_index))
+    )
+    return Lists(full, partial, _bits(found, bound, heads), found.block, rows, many, (blocks, columns))
 
 
 def _entries(index: Tensor, listed: Tensor, columns: int) -> Entries:

@@ -81,6 +81,8 @@ def test_refusals():
     q, k, v = draw()
     with pytest.raises(ValueError, match=r"agent: 12 tokens do not fill 0 \+ 3 x 3; give 9"):
         agent(q, k, v, grid=(3, 3))
+    with pytest.raises(ValueError, match=r"^agent: prefix -1 is no number of tokens; give 0 or more"):
+        agent(*(x[:, 1:] for x in (q, k, v)), grid=(3, 4), prefix=-1)
     for how, told in (({"grid": (12,)}, r"grid \(12,\)"), ({"grid": (3, 4), "agents": (0, 2)}, r"agents \(0, 2\)")):
         with pytest.raises(ValueError, match=rf"^agent: {told} is impossible; give two extents"):
             agent(q, k, v, **how)

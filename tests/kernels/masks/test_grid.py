@@ -53,3 +53,9 @@ def test_a_window_that_does_not_fit_is_refused():
         windows((5, 3)).on(Tokens.grid(4, 6))
     with pytest.raises(ValueError, match="stride 4"):
         window("x", 3, stride=4)
+
+
+@pytest.mark.parametrize("size", [(), (1, 2, 3, 4)])
+def test_windows_of_no_axis_or_of_a_fourth_are_refused(size):
+    with pytest.raises(ValueError, match=rf"^mask: windows \(.*\) of {len(size)} axes; "):
+        windows(size)

@@ -39,3 +39,11 @@ def test_without_a_mask_it_is_refused():
     for mask in (EVERYTHING, EVERYTHING.on(Tokens.line(8))):
         with pytest.raises(ValueError, match=r"^power: mask EVERYTHING lets tokens see the future; pass mask=CAUSAL"):
             power(q, q, q, mask=mask)
+
+
+@pytest.mark.parametrize("wrong", [{"block": 0}, {"local": -1}, {"first": -1}], ids=str)
+def test_numbers_that_mean_nothing_are_refused(wrong):
+    q = torch.randn(1, 8, 1, 4)
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^power: .*{name} {value}\b.*; use block >= 1"):
+        power(q, q, q, mask=CAUSAL, **wrong)

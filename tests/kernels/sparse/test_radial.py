@@ -44,3 +44,6 @@ def test_refusal():
     q = torch.randn(1, 12, 1, 4)
     with pytest.raises(ValueError, match=r"^radial: grid \(3, 4\), "):
         radial(q, q, q, grid=(3, 4))
+    for wrong in ({"decay": 0.0}, {"decay": 1.5}, {"block": 0}):
+        with pytest.raises(ValueError, match=r"^radial: decay .*, block .*; use 0 < decay <= 1"):
+            radial(q, q, q, grid=(3, 2, 2), **wrong)

@@ -87,3 +87,7 @@ def test_refusals():
         s2(q[:, -1:], k, v, mask=CAUSAL)
     with pytest.raises(ValueError, match=r"^s2: cu_seqlens without a size"):
         s2(q[:1], k[:1], v[:1], mask=CAUSAL, cu_seqlens=torch.tensor([0, 8]))
+    with pytest.raises(ValueError, match=r"^s2: a group of 1 cannot be shifted"):
+        s2(q, k, v, mask=CAUSAL, group=1)
+    with pytest.raises(ValueError, match=r"^s2: 1 head cannot be shifted"):
+        s2(*(x[:, :, :1] for x in (q, k, v)), mask=CAUSAL)

@@ -30,6 +30,11 @@ def test_a_copy_needs_nothing():
     assert found.spills == 0 and found.shared == 0 and 0 < found.registers < 40
 
 
+def test_triton_without_knobs_brings_the_disassembler_too(monkeypatch):
+    monkeypatch.delattr(triton, "knobs")
+    assert report(Build(copy, {**TYPES, "n": "i32"}, {"BLOCK": 128}), 80).registers > 0
+
+
 def test_what_is_too_much_spills_and_takes_shared_memory():
     """One warp of 32 holds 64 x 256 sums: 512 a thread, and a thread has 255 registers."""
     small, large = (report(Build(product, TYPES, {"WIDTH": width}, warps=1), 80) for width in (16, 256))
