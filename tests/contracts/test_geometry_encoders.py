@@ -182,11 +182,13 @@ def test_tokens_have_the_dtype_of_the_pictures(name: str):
     out = made.measure(given, heads=made.heads)
     assert out.tokens.dtype == torch.float32
     if CASES[name].trained:
-        half = made.to(torch.bfloat16).measure(replace(given, images=given.images.bfloat16()), heads=made.heads)
-        assert half.tokens.dtype == torch.bfloat16
-        assert {value.dtype for field, value in of_views(half).items() if field not in ("tokens", "special")} == {
-            torch.float32
-        }
+        made.to(torch.bfloat16)
+        for dtype in (torch.bfloat16, torch.float32):
+            half = made.measure(replace(given, images=given.images.to(dtype)), heads=made.heads)
+            assert half.tokens.dtype == dtype
+            assert {value.dtype for field, value in of_views(half).items() if field not in ("tokens", "special")} == {
+                torch.float32
+            }
 
 
 @pytest.mark.parametrize("name", ["plane_sweep", "depth_only", "known"])

@@ -92,7 +92,8 @@ class PlaneSweep(GeometryEncoder):
         there = valid[..., None, None]
         extrinsics = torch.where(there, widen(scenes.extrinsics), torch.eye(3, 4, device=there.device))
         intrinsics = torch.where(there, widen(scenes.intrinsics), torch.eye(3, device=there.device))
-        depth, confidence = self._depth(normalise(scenes.images, valid), valid, extrinsics, intrinsics)
+        images = normalise(scenes.images, valid).to(self.feature.weight.dtype)
+        depth, confidence = self._depth(images, valid, extrinsics, intrinsics)
         points = places.in_view(extrinsics, intrinsics, depth, valid.to(torch.uint8).argmax(1))
         grid = (size[0] // self.patch, size[1] // self.patch)
         tokens = places.tokens(points, confidence, grid=grid, octaves=self.octaves, extent=self.extent)
