@@ -125,6 +125,25 @@ def test_an_encoder_that_is_told_of_cameras_learns_depth_and_points_by_them(tmp_
     assert PlaneSweep(weights=str(tmp_path / "run" / "encoder")).frozen
 
 
+@pytest.mark.parametrize("encoder", ["tinygeo.TinyGeo", "plane_sweep.PlaneSweep"])
+def test_half_precision_leaves_depth_and_cameras_alone(tmp_path, monkeypatch, encoder):
+    given, lens = [], Scenes(count=5, size=(48, 56), views=(2, 4))[0].geometry.intrinsics[0]
+
+    def seen(made, batch):
+        given.append(batch)
+        assert torch.get_default_dtype() == torch.float32 and next(made.parameters()).dtype == torch.bfloat16
+        return losses(made, batch)
+
+    monkeypatch.setattr("gnomon.train.geometry.module.losses", seen)
+    options = ["--encoder", f"gnomon.vlm.geometry.{encoder}", "--encoder.init_args.frozen", "false"]
+    assert fit(tmp_path / "run", *options, "--precision", "bf16-true", "--steps", "2") == 0
+    for batch in given:
+        assert {batch.depth.dtype, batch.extrinsics.dtype, batch.intrinsics.dtype} == {torch.float32}
+    exact = torch.from_numpy(lens).float()
+    assert not torch.equal(exact.bfloat16().float(), exact)
+    assert (torch.cat([x.intrinsics.flatten(0, 1) for x in given]) == exact).all((-2, -1)).any()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -217,6 +236,8 @@ def test_the_committed_configuration_is_complete():
         (["--size", "[48]"], "size: "),
         (["--step", "3"], "did you mean 'steps'?"),
         (["--precision", "foo"], "'foo'"),
+        (["--precision", "16-mixed"], "precision 16-mixed overflows in training; use bf16-mixed, bf16-true or 32-true"),
+        (["--precision", "16-true"], "precision 16-true overflows in training; use bf16-mixed, bf16-true or 32-true"),
         (["--accelerator", "foo"], "'foo'"),
         (["--data.init_args.views", "[1, 999]"], "views is (1, 999), but must be"),
         (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
