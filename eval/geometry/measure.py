@@ -91,10 +91,13 @@ def _predicted(encoder: GeometryEncoder, given: GeometryInput, heads: Iterable[s
 
 
 def _depth(found: Prediction, truth: Truth) -> dict[str, float]:
+    """Infinitely wrong where depth is not finite, or no positive factor brings it to the truth."""
     if truth.depth is None:
         return {"AbsRel": math.nan, "delta1": math.nan}
-    errors = depth_errors(depth_result(found, truth).depth, truth.depth)
-    return {"AbsRel": errors["abs_rel"], "delta1": errors["delta_1"]}
+    result = depth_result(found, truth)
+    if math.isinf(result.abs_rel):
+        return {"AbsRel": math.inf, "delta1": 0.0}
+    return {"AbsRel": result.abs_rel, "delta1": depth_errors(result.depth, truth.depth)["delta_1"]}
 
 
 def _points(found: Prediction, truth: Truth) -> dict[str, float]:

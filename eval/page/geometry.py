@@ -107,6 +107,8 @@ def _depth_text(facts: Facts, truth: bool, *, predicted: bool) -> str:
         return "depth, in the unit of the truth; clear where it is not known"
     if facts.factor is None:
         return "depth; the prediction is metric and stays as it is"
+    if math.isnan(facts.factor):
+        return "depth, in the unit of the truth; no factor brings the prediction to it"
     return f"depth, in the unit of the truth; the prediction times {facts.factor:.3g}, which makes the medians equal"
 
 
@@ -116,7 +118,7 @@ def _clouds(seen: Sight) -> str:
     if not named:
         return ""
     facts, text = seen.facts, []
-    if facts.point_factor is not None:
+    if facts.point_factor is not None and not math.isnan(facts.point_factor):
         text.append(f"Predicted points times {facts.point_factor:.3g}, which makes the median distances equal.")
     if facts.lent:
         text.append("Each camera's points came together by the true cameras: none are predicted.")
@@ -144,4 +146,4 @@ def _gates(seen: Sight) -> str:
 
 
 def _number(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.3f}"
+    return "unknown" if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.3f}"

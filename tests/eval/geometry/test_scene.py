@@ -65,6 +65,18 @@ def test_what_is_no_number_does_not_move_the_factor_and_is_an_error():
     broken[0, 0, 0] = np.nan
     found = depth_result(Prediction(depth=broken), TRUTH)
     assert found.factor == pytest.approx(UNIT) and not math.isfinite(found.abs_rel)
+    assert found.abs_rel == found.by_view[0] == math.inf and found.by_view[1] == pytest.approx(0)
+    points = TRUTH.points.copy()
+    points[0, 0, 0] = np.nan
+    assert points_result(Prediction(points=points, scale=1.0), TRUTH).error == math.inf
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_what_no_positive_factor_brings_to_the_truth_is_an_error(factor):
+    depth = depth_result(Prediction(depth=factor * DEPTH), TRUTH)
+    points = points_result(Prediction(points=factor * OWN, frame="own_camera"), TRUTH)
+    assert depth.abs_rel == points.error == math.inf and set(depth.by_view) == {math.inf}
+    assert math.isnan(depth.factor) and math.isnan(points.factor)
 
 
 @pytest.mark.parametrize(
