@@ -33,7 +33,9 @@ _SHARP = 10.0
 
 
 class PlaneSweep(GeometryEncoder):
-    """patch: pixels per token and side. octaves, extent: of tokens, see Known; in the unit of the cameras.
+    """patch: pixels per token and side. octaves, extent: of tokens, see Known; in the unit of the cameras. A view that
+    no camera at another place joins has no distance to go by: its depth is a guess, 1 unit of the cameras standing for
+    that distance.
 
     weights: a file or directory that holds its state.
     planes, nearest, farthest: how many depths, and the first and last in distances between cameras.
