@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -102,6 +103,9 @@ def _depth(found: Prediction, truth: Truth) -> dict[str, float]:
 
 def _points(found: Prediction, truth: Truth) -> dict[str, float]:
     """Infinite where a point is not finite: that is an error of the encoder."""
+    if found.scale is None and found.frame == "world" and found.extrinsics is None:
+        # the Sim(3) below brings any world to the first camera's frame
+        found = replace(found, frame="ref_camera")
     result = None if truth.points is None else points_result(found, truth)
     if result is None:
         return {"AbsRel": math.nan, "Chamfer": math.nan}

@@ -88,12 +88,14 @@ def depth_result(found: Prediction, truth: Truth) -> DepthResult | None:
 
 
 def points_result(found: Prediction, truth: Truth) -> PointsResult | None:
-    """None too where each camera has points of its own and nobody says where the cameras are."""
+    """None too where no camera is placed: in a world that the encoder made up, or where each camera has points of its
+    own and nobody says where the cameras are.
+    """
     points, frame = found.points, found.frame
     if points is None and found.depth is not None and found.intrinsics is not None:
         lenses = zip(found.depth, found.intrinsics)
         points, frame = np.stack([unproject(*one, np.eye(3, 4)) for one in lenses]), "own_camera"
-    if points is None:
+    if points is None or (frame == "world" and found.extrinsics is None):
         return None
     points, cameras, own = points * found.unit, None, frame == "own_camera"
     if found.extrinsics is not None:

@@ -40,14 +40,16 @@ def section(found: Evaluation, examples: int) -> str:
 
 def panel(seen: Sight, name: str, said: dict[str, str]) -> str:
     """One scene; said: what was asked about it and so on."""
-    facts, parts = seen.facts, (("depth", seen.depth), ("points", seen.cloud))
-    lacking = [what for what, there in parts if there is None]
+    facts = seen.facts
+    lacking = ["depth"] if seen.depth is None else []
+    lacking += ["points"] if seen.cloud is None and not facts.adrift else []
     shown = [
         f'<article class="card scene"><div><span class="chip">{escape(name)}</span></div>',
         blocks.facts(said | {"geometry": f"{facts.encoder}, {facts.views} views, fused by {facts.fusion}"}),
         blocks.figures(_figures(seen)),
         _views(seen),
         blocks.note(f"{facts.encoder} predicts no {' and no '.join(lacking)}.") if lacking else "",
+        blocks.note("No camera is placed among the predicted points, so they are not shown.") if facts.adrift else "",
         _clouds(seen),
         _gates(seen),
         "</article>",

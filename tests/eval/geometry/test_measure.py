@@ -143,6 +143,20 @@ def test_depth_that_no_positive_factor_brings_to_the_truth_is_an_error(factor):
         assert found[f"AbsRel{name}"] == math.inf and found[f"delta1{name}"] == 0
 
 
+@pytest.mark.parametrize("metric", [True, False])
+def test_points_of_a_world_without_cameras_are_measured_up_to_a_similarity(metric):
+    """In metres there is nothing to compare: nobody says where that world is."""
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+
+    def change(out):
+        points = None if out.points is None else 3 * out.points @ turn.T + 7
+        return replace(out, points=points, frame="world", extrinsics=None, scale=out.scale if metric else None)
+
+    found = measured(Wrong(change), [flat()], SPEC)
+    for name in ("AbsRel of points", "Chamfer of points"):
+        assert math.isnan(found[name]) if metric else found[name] == pytest.approx(0, abs=1e-5)
+
+
 def test_only_what_is_predicted_is_measured_and_nothing_is_changed():
     torch.manual_seed(0)
     encoder = TinyGeo(heads=("depth",), frozen=False)

@@ -116,6 +116,11 @@ def test_true_cameras_are_lent_where_none_are_predicted():
     assert points_result(Prediction(points=OWN[:1], frame="own_camera"), Truth(None, None, None)) is not None
 
 
+def test_a_world_in_which_no_camera_is_placed_has_no_cloud():
+    for scale in (None, 1.0):
+        assert points_result(Prediction(points=WORLD, frame="world", scale=scale), TRUTH) is None
+
+
 def test_no_head_no_result():
     assert depth_result(Prediction(), TRUTH) is points_result(Prediction(), TRUTH) is None
     # depth alone, of a lens that nobody knows, is no point

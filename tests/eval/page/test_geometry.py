@@ -68,6 +68,7 @@ def test_depth_and_truth_have_one_scale():
             ["in the unit of the truth; no factor brings the prediction to it", "<td>infinite</td>"],
             9,
         ),
+        (Sight(told(adrift=True), PIXELS), ["predicts no depth.", "No camera is placed among the predicted points"], 3),
         (Sight(told(lent=True), PIXELS, cloud=CLOUD), ["came together by the true cameras"], 3),
         (Sight(Facts("VGGT", "Add", 12), PIXELS), ["The first 3 of 12 views are shown."], 3),
         (Sight(told(), PIXELS, cloud=Cloud(np.empty((0, 3)), np.empty((0, 3), np.uint8))), ["predicts no depth."], 3),
