@@ -90,7 +90,7 @@ class GSTVLA(Fusion):
     def pool(self, tokens: Tensor, there: Tensor) -> Tensor:
         """(B,K,width) Gaussians, and which are there, to (B,extra,lm)."""
         # of none at all, all of them, which are nought: a softmax needs something to look at
-        tokens, there = tokens * there[..., None], there | ~there.any(1, keepdim=True)
+        tokens, there = torch.where(there[..., None], tokens, 0), there | ~there.any(1, keepdim=True)
         query = self.queries(len(tokens))
         said = self.attention(query, tokens, tokens, there)
         query = self.norm(query + said)

@@ -103,6 +103,14 @@ def test_unknown_depth_and_views_that_are_no_images_are_not_looked_at(fusion):
     assert not torch.allclose(fusion.scene(given).tokens, fusion.scene(other).tokens)
 
 
+def test_what_is_not_looked_at_may_be_no_number(fusion):
+    given, other = scene(), scene()
+    for each in (given, other):
+        each.shown = torch.tensor([[True, False]])
+    other.vision[0, 1] = torch.nan
+    assert torch.equal(fusion.scene(given).tokens, fusion.scene(other).tokens)
+
+
 def test_a_transparent_gaussian_still_takes_its_share(fusion):
     """Key and value nought have e^0 in the softmax; one that is not there has not."""
     tokens = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
