@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -332,3 +333,25 @@ def test_what_it_cannot_see_is_refused(name: str):
     made.max_views = 1
     with pytest.raises(ValueError, match="up to 1 views, a scene has 2; leave some out"):
         made.measure(given)
+
+
+@pytest.mark.parametrize("taps", [(0, 1, 2), (0, 1, 2, 9), (-4, -3, -2, -1), ()])
+@pytest.mark.parametrize("make", [VGGT, HorizonStream, DepthAnything3, partial(DepthAnything3, "metric_large")])
+def test_layers_that_dense_heads_cannot_read_are_refused(make: Callable[..., GeometryEncoder], taps: tuple[int, ...]):
+    """At construction; without such a head nobody reads them."""
+    sizes = {"width": 32, "attention_heads": 2, "depth": 6, **SMALL, "taps": taps}
+    three = make is not VGGT and make is not HorizonStream
+    options = {"args": sizes} if three else {"embed_depth": 1, **sizes}
+    if make is HorizonStream:
+        options |= {"memory_layers": (1,), "pose_tokens": 2}
+    with pytest.raises(ValueError, match=r"has taps \[.*\] of 6 layers; give four layers of 0 to 5") as found:
+        make(heads=["depth"], **options)
+    assert "\n" not in str(found.value)
+    made = make(heads=[], **options)
+    assert made.measure(scenes(made, views=1)).tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_blocks_that_make_no_pairs_are_refused(depth: int):
+    with pytest.raises(ValueError, match=rf"Pi3 has depth {depth}; .* give an even number"):
+        Pi3(width=32, embed_depth=1, depth=depth, attention_heads=2, decoder_width=16, camera_width=12)

@@ -29,7 +29,7 @@ from gnomon.vlm.multiview import weights as published
 from gnomon.vlm.multiview.alternating_dinov2 import AlternatingDINOv2
 from gnomon.vlm.multiview.block import MLP, Block
 from gnomon.vlm.multiview.cross import CrossView, ViewLayout, among
-from gnomon.vlm.multiview.dpt import DPT, last_convolutions
+from gnomon.vlm.multiview.dpt import DPT, checked, last_convolutions
 from gnomon.vlm.multiview.dual_dpt import DualDPT
 from gnomon.vlm.multiview.patches import normalise
 from gnomon.vlm.multiview.precise import precisely
@@ -127,6 +127,7 @@ class DepthAnything3(GeometryEncoder):
             options = {"patch": _PATCH, "features": config.features, "channels": config.channels}
             self.head = self.cam_dec = self.cam_enc = None
             if self.heads & dense:
+                checked(self.taps, config.depth, name=f"Depth Anything 3 {size}")
                 self.head = (_DepthAndSky if alone else DualDPT)(self.width, **options)
             if "camera" in self.heads and not self.by_rays:
                 self.cam_dec = _CameraDecoder(self.width)

@@ -28,6 +28,9 @@ from gnomon.vlm.multiview.vectors import widen
 _STEP = 4
 """Pixels between cells of the network's coarse level."""
 
+_NORMED = 4
+"""Groups of channels, each of which is normed by itself."""
+
 _SHARP = 10.0
 """Planes that agree wholly and not at all are weighed e^10 to 1 by themselves."""
 
@@ -66,7 +69,9 @@ class PlaneSweep(GeometryEncoder):
         if patch < _STEP or patch % _STEP or octaves < 1 or extent <= 0:
             given = f"patch {patch}, octaves {octaves}, extent {extent}"
             raise ValueError(f"{given}: patch is to be a multiple of {_STEP}, the others positive; correct them")
-        if planes < 2 or not 0 < nearest < farthest or others < 1 or width < 1 or groups < 1 or width % groups:
+        if width < 1 or width % _NORMED:
+            raise ValueError(f"PlaneSweep has width {width}; give a multiple of {_NORMED}")
+        if planes < 2 or not 0 < nearest < farthest or others < 1 or groups < 1 or width % groups:
             raise ValueError(
                 f"planes {planes} from {nearest} to {farthest}, others {others}, width {width} in {groups} groups: use "
                 "2 planes and 1 other or more, nearest before farthest, and groups that divide width"
@@ -149,4 +154,4 @@ class _Weigh(nn.Module):
 
 
 def _conv(given: int, width: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(given, width, 3, stride, 1), nn.GroupNorm(4, width), nn.GELU())
+    return nn.Sequential(nn.Conv2d(given, width, 3, stride, 1), nn.GroupNorm(_NORMED, width), nn.GELU())

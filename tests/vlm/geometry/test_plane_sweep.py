@@ -103,6 +103,8 @@ def test_every_parameter_learns(given):
         ({"planes": 1}, "planes 1 from"),
         ({"nearest": 70.0}, "from 70.0 to 60.0"),
         ({"groups": 3}, "width 16 in 3 groups"),
+        ({"width": 6, "groups": 3}, "width 6; give a multiple of 4"),
+        ({"width": 0}, "width 0; give a multiple of 4"),
     ],
 )
 def test_wrong_options_are_refused(options, told):
