@@ -319,6 +319,19 @@ def test_spec_makes_the_same_encoder(name: str):
 
 
 @every
+def test_it_says_what_it_needs(name: str):
+    """Without one of these it is refused before it looks, and without all the rest it sees."""
+    made = encoder(name)
+    given = scenes(made, views=2)
+    assert made.needs <= made.reads <= {"intrinsics", "extrinsics", "depth"}
+    for what in made.needs:
+        with pytest.raises(ValueError, match=rf"needs .*{what}.* of every view; give them"):
+            made.check(replace(given, **{what: None}))
+    rest = {"intrinsics", "extrinsics", "depth"} - made.needs
+    assert made.measure(replace(given, **dict.fromkeys(rest))).tokens.isfinite().all()
+
+
+@every
 def test_what_it_cannot_see_is_refused(name: str):
     made = encoder(name)
     given = scenes(made, views=2)

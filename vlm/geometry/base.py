@@ -123,6 +123,7 @@ class GeometryEncoder(Part, nn.Module):
     frame      of its points and cameras, see GeometryOutput
     heads      what it can predict
     reads      what it goes by, beside pictures, where it is known of a scene
+    needs      what of that it cannot do without
     frozen     never trained: stays in evaluation mode and keeps no graph
     """
 
@@ -135,6 +136,7 @@ class GeometryEncoder(Part, nn.Module):
     frame: str = "ref_camera"
     heads: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
     frozen: bool = True
 
     def forward(
@@ -172,6 +174,11 @@ class GeometryEncoder(Part, nn.Module):
     def check(self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()) -> None:
         """A ValueError for what this encoder cannot see."""
         name, (views, height, width) = type(self).__name__, (scenes.images.shape[i] for i in (1, 3, 4))
+        known = ("intrinsics", "extrinsics", "depth")
+        if lacking := [what for what in known if what in self.needs and getattr(scenes, what) is None]:
+            raise ValueError(
+                f"{name} needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts them"
+            )
         if self.max_views is not None and views > self.max_views:
             raise ValueError(f"{name} takes up to {self.max_views} views, a scene has {views}; leave some out")
         if height % self.multiple or width % self.multiple:

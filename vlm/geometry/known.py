@@ -23,7 +23,7 @@ class Known(GeometryEncoder):
 
     metric = True
     heads = frozenset({"depth", "points", "camera"})
-    reads = frozenset({"intrinsics", "extrinsics", "depth"})
+    reads = needs = frozenset({"intrinsics", "extrinsics", "depth"})
 
     def __init__(self, *, patch: int = 16, octaves: int = 6, extent: float = 16.0) -> None:
         super().__init__()
@@ -52,10 +52,6 @@ class Known(GeometryEncoder):
 
     def _points(self, scenes: GeometryInput) -> tuple[Tensor, Tensor]:
         """(B,S,H,W,3) in the first view's frame, and (B,S,H,W) which are known."""
-        if lacking := [name for name in ("intrinsics", "extrinsics", "depth") if getattr(scenes, name) is None]:
-            raise ValueError(
-                f"Known needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts"
-            )
         valid = scenes.valid[..., None, None]
         there = valid & (scenes.depth > 0) & scenes.depth.isfinite()
         # what is padded has no camera and may hold anything

@@ -48,7 +48,7 @@ class PlaneSweep(GeometryEncoder):
 
     metric = True
     heads = frozenset({"depth", "points"})
-    reads = frozenset({"intrinsics", "extrinsics"})
+    reads = needs = frozenset({"intrinsics", "extrinsics"})
 
     def __init__(
         self,
@@ -90,10 +90,6 @@ class PlaneSweep(GeometryEncoder):
     def forward(
         self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()
     ) -> GeometryOutput:
-        if lacking := [name for name in ("intrinsics", "extrinsics") if getattr(scenes, name) is None]:
-            raise ValueError(
-                f"PlaneSweep needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts them"
-            )
         valid, size = scenes.valid, tuple(scenes.images.shape[3:])
         # what is padded has no camera and may hold anything
         there = valid[..., None, None]
