@@ -21,6 +21,7 @@ from gnomon.vlm.geometry.pi3 import Pi3
 from gnomon.vlm.geometry.plane_sweep import PlaneSweep
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.geometry.vggt import VGGT
+from gnomon.vlm.layout import Views
 from gnomon.vlm.part import build
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
@@ -143,6 +144,22 @@ def assert_close(got: GeometryOutput, want: GeometryOutput, views: list[int] | N
         torch.testing.assert_close(left[name][:, of], expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_what_is_padded_holds_nothing_and_a_camera_that_can_be_inverted():
+    given = scenes(Known(patch=14), views=3)
+    two = [
+        Views(
+            (given.images[k, :count] * 255).byte(), [-1] * count, given.intrinsics[k, :count],
+            given.extrinsics[k, :count], given.depth[k, :count],
+        )
+        for k, count in ((0, 3), (1, 1))
+    ]  # fmt: skip
+    out = GeometryInput.stack(two, "cpu")
+    assert out.valid.tolist() == [[True] * 3, [True, False, False]]
+    assert not out.depth[1, 1:].any() and not out.images[1, 1:].any()
+    assert torch.equal(out.intrinsics[1, 2], torch.eye(3)) and torch.equal(out.extrinsics[1, 2], torch.eye(3, 4))
+    assert torch.equal(out.depth[0], given.depth[0]) and torch.equal(out.extrinsics[1, 0], given.extrinsics[1, 0])
+
+
 def test_every_encoder_is_tested():
     assert {file.stem for file in files("geometry")} == {name.split("-")[0] for name in CASES}
 
@@ -182,14 +199,13 @@ def test_tokens_have_the_dtype_of_the_pictures(name: str):
     given = scenes(made, views=2)
     out = made.measure(given, heads=made.heads)
     assert out.tokens.dtype == torch.float32
-    if CASES[name].trained:
-        made.to(torch.bfloat16)
-        for dtype in (torch.bfloat16, torch.float32):
-            half = made.measure(replace(given, images=given.images.to(dtype)), heads=made.heads)
-            assert half.tokens.dtype == dtype
-            assert {value.dtype for field, value in of_views(half).items() if field not in ("tokens", "special")} == {
-                torch.float32
-            }
+    made.to(torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        half = made.measure(replace(given, images=given.images.to(dtype)), heads=made.heads)
+        assert half.tokens.dtype == dtype
+        assert {value.dtype for field, value in of_views(half).items() if field not in ("tokens", "special")} == {
+            torch.float32
+        }
 
 
 @pytest.mark.parametrize("name", ["plane_sweep", "depth_only", "known"])
@@ -252,7 +268,7 @@ def test_missing_views_do_not_touch_the_others(name: str):
     assert_close(out, made.measure(chosen(given, [0, 1, 3]), heads=made.heads), of=[0, 1, 3])
 
 
-@trained
+@every
 def test_a_scene_without_any_view_is_finite(name: str):
     made = encoder(name)
     given = scenes(made, views=2)
@@ -262,7 +278,7 @@ def test_a_scene_without_any_view_is_finite(name: str):
     torch.testing.assert_close(out.tokens[1], made.measure(given, heads=made.heads).tokens[1], atol=1e-5, rtol=1e-5)
 
 
-@trained
+@every
 def test_the_first_view_that_is_there_is_the_reference(name: str):
     made = encoder(name)
     given = scenes(made)

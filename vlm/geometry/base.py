@@ -47,20 +47,21 @@ class GeometryInput(Movable):
         most = max(len(scene.pixels) for scene in scenes)
         valid = torch.tensor([[s < len(scene.pixels) for s in range(most)] for scene in scenes], device=device)
 
-        def pad(values: list[Tensor | None]) -> Tensor | None:
+        def pad(name: str) -> Tensor | None:
+            values = [getattr(scene, name) for scene in scenes]
             if any(value is None for value in values):
                 return None
             like = values[0]
             # cameras of nothing stand at the origin, so that they can be inverted
-            blank = torch.eye(*like.shape[1:]) if like.ndim == 3 else torch.zeros(like.shape[1:])
+            camera = name in ("intrinsics", "extrinsics")
+            blank = torch.eye(*like.shape[1:]) if camera else torch.zeros(like.shape[1:])
             whole = blank.to(like.dtype).to(device).repeat(len(values), most, *[1] * blank.ndim)
             for row, value in zip(whole, values):
                 row[: len(value)] = value
             return whole
 
-        images = pad([scene.pixels for scene in scenes]).float() / 255
-        names = "intrinsics", "extrinsics", "depth"
-        return cls(images, valid, **{name: pad([getattr(scene, name) for scene in scenes]) for name in names})
+        known = {name: pad(name) for name in ("intrinsics", "extrinsics", "depth")}
+        return cls(pad("pixels").float() / 255, valid, **known)
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Known(GeometryEncoder):
         points, there = self._points(scenes)
         grid = tuple(side // self.patch for side in points.shape[2:4])
         tokens = places.tokens(points, there, grid=grid, octaves=self.octaves, extent=self.extent)
-        tokens = tokens * scenes.valid[..., None, None]
+        tokens = scenes.present(tokens)
         output = GeometryOutput(tokens, grid, scenes.valid, layers=dict.fromkeys(layers, tokens))
         output.scale = torch.ones(len(tokens), device=tokens.device)
         if "depth" in heads:
@@ -56,6 +56,6 @@ class Known(GeometryEncoder):
         there = valid & (scenes.depth > 0) & scenes.depth.isfinite()
         # what is padded has no camera and may hold anything
         lens = torch.where(valid, scenes.intrinsics, torch.eye(3, device=valid.device))
-        first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
+        first = scenes.valid.to(torch.uint8).argmax(1)
         points = places.in_view(scenes.extrinsics, lens, scenes.depth.masked_fill(~there, 0), first)
         return points.masked_fill(~there[..., None], 0), there
