@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gnomon.vlm.fusion import gst_vla
 from gnomon.vlm.fusion.base import Scene
-from gnomon.vlm.fusion.gst_vla import GSTVLA, log_error, patches, render, to_first
+from gnomon.vlm.fusion.gst_vla import GSTVLA, patches, render, to_first
 from gnomon.vlm.geometry.base import GeometryOutput
+from gnomon.vlm.multiview.losses.dense import scale_invariant_log
 
 
 @pytest.fixture
@@ -136,9 +139,21 @@ def test_rendered_depth():
 def test_log_error():
     depth, there = torch.tensor([[[1.0, 2, 4, 9]]]), torch.tensor([[[True, True, True, False]]])
     double = 2 * depth
-    assert float(log_error(double, depth, there, balance=1.0)) == pytest.approx(0, abs=1e-6)
-    assert float(log_error(double, depth, there, balance=0.5)) == pytest.approx(0.5 * 0.480453, rel=1e-4)
-    assert float(log_error(double, depth, ~there & False, balance=0.5)) == 0
+    assert float(scale_invariant_log(double, depth, there, balance=1.0)) == pytest.approx(0, abs=1e-6)
+    assert float(scale_invariant_log(double, depth, there, balance=0.5)) == pytest.approx(0.5 * 0.480453, rel=1e-4)
+    assert float(scale_invariant_log(double, depth, ~there & False, balance=0.5)) == 0
+
+
+def test_a_scene_without_depth_has_no_share_in_the_depth_loss(fusion):
+    def twice(given, names):
+        return replace(given, **{name: torch.cat([getattr(given, name)] * 2) for name in names})
+
+    fusion.train()
+    given = scene()
+    output = twice(given.output, ("tokens", "valid", "depth", "extrinsics", "intrinsics"))
+    output.depth[1] = 0
+    both = replace(twice(given, ("tokens", "question", "asked", "vision", "shown")), output=output)
+    torch.testing.assert_close(fusion.scene(both).losses["depth"], fusion.scene(given).losses["depth"])
 
 
 def test_the_depth_loss_is_for_training_and_moves_gaussians(fusion):
