@@ -74,7 +74,6 @@ class GeometryOutput(Movable):
     grid       (h,w)
     valid      (B,S) bool       views it used
     special    (B,S,P,C)        camera token first, then registers
-    scene      (B,G,C)          tokens of a whole scene
     layers     {i: (B,S,N,C)}   of the layers that were asked for
     depth      (B,S,H,W)        along z, and its confidence
     points     (B,S,H,W,3)      point map in the frame `frame` (ref_camera, own_camera or world), and its confidence
@@ -90,7 +89,6 @@ class GeometryOutput(Movable):
     grid: tuple[int, int]
     valid: Tensor
     special: Tensor | None = None
-    scene: Tensor | None = None
     layers: dict[int, Tensor] = field(default_factory=dict)
     depth: Tensor | None = None
     depth_confidence: Tensor | None = None
