@@ -241,6 +241,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("bench/results/audit_scenes.json"))
     options = parser.parse_args(argv)
+    for name, least in (("items", 1), ("oracle_items", 1), ("pixel_items", 0)):
+        if (count := getattr(options, name)) < least:
+            sys.exit(f"audit_scenes: {name.replace('_', ' ')} are {count}; give {least} or more")
     options.pixel_items = min(options.items, options.pixel_items)
     rows: dict[str, dict[str, float | None]] = {}
     used = {name: getattr(options, name) for name in ("items", "pixel_items", "oracle_items", "seed")}

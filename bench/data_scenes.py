@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -36,16 +37,22 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=50, help="per task")
     parser.add_argument("--out", type=Path, default=Path("bench/results/data_scenes.json"))
     options = parser.parse_args()
-    mixed = len(TASKS) * options.items
-    sizes = {}
-    for side in options.sizes:
-        views, scenes = rate(Scenes(count=mixed + 1, size=(side, side)), mixed)
-        sizes[side] = {"views_per_second": views, "scenes_per_second": scenes}
-        print(f"{side}x{side}: {views:.0f} views/s, {scenes:.0f} scenes/s of 2 to 4 views, all tasks")
-    tasks = {}
-    for task in TASKS:
-        tasks[task] = rate(Scenes(count=options.items + 1, tasks=[task]), options.items)[0]
-        print(f"{task:18}{tasks[task]:6.0f} views/s at 112x112")
+    try:
+        if options.items < 1:
+            raise ValueError(f"{options.items} items take no time; make 1 or more")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        mixed = len(TASKS) * options.items
+        sizes = {}
+        for side in options.sizes:
+            views, scenes = rate(Scenes(count=mixed + 1, size=(side, side)), mixed)
+            sizes[side] = {"views_per_second": views, "scenes_per_second": scenes}
+            print(f"{side}x{side}: {views:.0f} views/s, {scenes:.0f} scenes/s of 2 to 4 views, all tasks")
+        tasks = {}
+        for task in TASKS:
+            tasks[task] = rate(Scenes(count=options.items + 1, tasks=[task]), options.items)[0]
+            print(f"{task:18}{tasks[task]:6.0f} views/s at 112x112")
+    except (ValueError, OSError) as error:
+        sys.exit(f"data_scenes: {error}")
     result = {
         "device": processor(),
         "python": platform.python_version(),
@@ -55,7 +62,6 @@ def main() -> None:
         "views_per_second_by_task_at_112": tasks,
     }
     print(f"one core of {result['device']}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,21 +120,31 @@ def main() -> None:
     parser.add_argument("--weights", help="of TinyGeo xs")
     parser.add_argument("--out", type=Path, help="directory for the JSON and the table; left out: only printed")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    clock = time.process_time if options.threads == 1 else time.perf_counter
-    encoders = {}
-    for name, (make, size) in ENCODERS.items():
-        torch.manual_seed(0)
-        encoder = make(heads=[], weights=options.weights)
-        # the first pass is slower
-        encoder.measure(pan(2, size))
-        runs = {}
-        for views in options.views:
-            runs[str(views)] = measure(encoder, pan(views, size), options.repeat, clock)
-            for way, found in runs[str(views)].items():
-                shown = f"{found['seconds']:8.3f} s {found['speed']:6.2f}x {found['difference']:9.1e}"
-                print(f"{name}, {views} views: {shown}  {way}", flush=True)
-        encoders[name] = {"size": f"{size[0]}x{size[1]} pixels", "runs": runs}
+    try:
+        for name in ("threads", "repeat"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"{name} is {getattr(options, name)}; give 1 or more")
+        if min(options.views) < 1:
+            raise ValueError(f"{min(options.views)} views show nothing; give 1 or more")
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(options.threads)
+        clock = time.process_time if options.threads == 1 else time.perf_counter
+        encoders = {}
+        for name, (make, size) in ENCODERS.items():
+            torch.manual_seed(0)
+            encoder = make(heads=[], weights=options.weights)
+            # the first pass is slower
+            encoder.measure(pan(2, size))
+            runs = {}
+            for views in options.views:
+                runs[str(views)] = measure(encoder, pan(views, size), options.repeat, clock)
+                for way, found in runs[str(views)].items():
+                    shown = f"{found['seconds']:8.3f} s {found['speed']:6.2f}x {found['difference']:9.1e}"
+                    print(f"{name}, {views} views: {shown}  {way}", flush=True)
+            encoders[name] = {"size": f"{size[0]}x{size[1]} pixels", "runs": runs}
+    except (ValueError, OSError) as error:
+        sys.exit(f"geometry_speed: {error}")
     result = {
         "device": processor(),
         "python": platform.python_version(),
@@ -148,7 +159,6 @@ def main() -> None:
         "encoders": encoders,
     }
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "geometry_speed.json").write_text(json.dumps(result, indent=1) + "\n")
         (options.out / "geometry_speed.md").write_text(table(result))
 

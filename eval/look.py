@@ -74,6 +74,7 @@ def look(model: VLM, example: Example, *, pad_id: int) -> Sight:
             views=len(pixels),
             shown=[view for view, image in enumerate(views.image) if image >= 0],
             metric=scale is not None,
+            adrift=output.points is not None and points is None,
             **({} if depth is None else {"factor": depth.factor, "abs_rel": depth.abs_rel, "by_view": depth.by_view}),
             **({} if points is None else {"point_factor": points.factor, "error": points.error, "lent": points.lent}),
         ),

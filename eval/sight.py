@@ -32,6 +32,7 @@ class Facts:
     abs_rel   mean |d' - d| / d of all views, and by view; nan where no pixel's depth is known
     error     mean |p' - p| / |p| of the points in the first camera's frame
     lent      points of each camera's own frame came together by the true cameras: none are predicted
+    adrift    there is no cloud although points are predicted: no camera is placed among them
     """
 
     encoder: str
@@ -45,6 +46,7 @@ class Facts:
     point_factor: float | None = None
     error: float | None = None
     lent: bool = False
+    adrift: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class ZeroPrecision(DeepSpeedPrecision):
     def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().backward(tensor, model, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
+    def convert_input(self, data: Any) -> Any:
+        # depth and cameras stay as they are, see precision.py
+        return data
+
     def convert_module(self, module: nn.Module) -> nn.Module:
         # the engine casts parameters itself and keeps buffers (rotary frequencies) as they are
         return module

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gnomon.train.parsing import FitCLI
+from gnomon.train.precision import check, keep_inputs
 from gnomon.train.rundir import RunDir
 from gnomon.train.strategies import NAMES, register
 
@@ -23,7 +24,7 @@ def make_trainer(cli: FitCLI, run: RunDir, callbacks: list[Callback], loggers: l
     _check(options)
     own = options.callbacks or []
     try:
-        return cli.instantiate_trainer(
+        made = cli.instantiate_trainer(
             callbacks=[*(own if isinstance(own, list) else [own]), *callbacks],
             logger=[*loggers, *_given(options.logger)],
             default_root_dir=run.path,
@@ -39,6 +40,7 @@ def make_trainer(cli: FitCLI, run: RunDir, callbacks: list[Callback], loggers: l
         )
     except (MisconfigurationException, ImportError, ModuleNotFoundError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+    return keep_inputs(made)
 
 
 def extra_loggers(names: list[str], run: RunDir, stage: str) -> list[Logger]:
@@ -79,7 +81,6 @@ def _check(options: Any) -> None:
         near = difflib.get_close_matches(name, NAMES, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"use {', '.join(NAMES)}"
         raise ValueError(f"trainer.strategy {name!r} is unknown; {remedy}")
-    if str(precision).startswith("16"):
-        raise ValueError(f"trainer.precision {precision} overflows in training; use bf16-mixed, bf16-true or 32-true")
+    check(precision, option="trainer.precision")
     if clip not in (None, "norm"):
         raise ValueError(f"trainer.gradient_clip_algorithm {clip!r} does not work on shards; use norm")

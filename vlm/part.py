@@ -24,8 +24,9 @@ class Part:
 
     def spec(self) -> dict[str, Any]:
         """`{"class_path": ..., "init_args": ...}` in plain types, as YAML and JSON hold it."""
-        # JSON knows no tuples
+        # JSON knows no tuples, and no sets
         args = {name: list(value) if isinstance(value, tuple) else value for name, value in self.init_args.items()}
+        args = {name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in args.items()}
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
 
 

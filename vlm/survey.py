@@ -95,8 +95,11 @@ class Survey:
         """(B,S,N,E) the vision encoder's features of an output's views on geometry's grid; (B,S) whose there are."""
         output = self.outputs[number]
         shape, like = output.tokens.shape[:3], output.tokens
-        # what no image shows has a gradient too, so that ZeRO-3's hooks run in backward as they do with images
-        tokens = like.new_zeros(*shape, width) + 0 * groups[0][1].tokens.sum().to(like.dtype)
+        tokens = like.new_zeros(*shape, width)
+        if torch.is_grad_enabled():
+            # what no image shows has a gradient too, so that ZeRO-3's hooks run in backward as they do with images; of
+            # one element, since a sum overflows in half precision
+            tokens = tokens + 0 * groups[0][1].tokens[:1, :1, :1].to(like.dtype)
         shown = torch.zeros_like(output.valid)
         for images, features in groups:
             for places, known in self.of(images):

@@ -15,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gnomon.data import cameras
 from gnomon.data.sample import IMAGE_MARK, Sample
+from gnomon.data.sources.diagrams import dice
 from gnomon.data.sources.scenes import source
 from gnomon.data.sources.scenes.source import TASKS
 from gnomon.eval.benchmark import Benchmark, Item, Score
@@ -84,6 +86,8 @@ class Scenes(Benchmark):
         """The generator's source is part of them: a scene rendered otherwise is another question."""
         folder = Path(source.__file__).parent
         code = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in sorted(folder.rglob("*.py"))}
+        # what it draws its numbers by, and looks from, lies elsewhere
+        code |= {module.__name__: digest(Path(module.__file__).read_bytes()) for module in (cameras, dice)}
         return {**self.spec(), "tasks": self.tasks, "generator_sha256": digest(code)}
 
     def count(self, limit: int | None = None) -> int:

@@ -28,7 +28,9 @@ _FAR = 1e-6
 def fit_depth(
     prediction: np.ndarray, truth: np.ndarray, mask: np.ndarray, *, how: DepthAlignment
 ) -> tuple[float, float]:
-    """Factor and offset that bring the prediction to the truth where the mask is on; nan when it is on nowhere."""
+    """Factor and offset that bring the prediction to the truth where the mask is on; nan when it is on nowhere, and
+    where a single factor would not be positive: no unit turns what lies ahead into what lies behind.
+    """
     if how not in get_args(DepthAlignment):
         raise ValueError(f"depth alignment {how!r} is unknown; choose from {', '.join(get_args(DepthAlignment))}")
     if how == "none":
@@ -42,7 +44,7 @@ def fit_depth(
         return _ratio(guess @ wanted, guess @ guess), 0.0
     # centred, which is the 2x2 normal equations without their bad condition
     spread = guess - guess.mean()
-    scale = _ratio(spread @ wanted, spread @ spread) if spread.any() else 0.0
+    scale = float(spread @ wanted / (spread @ spread)) if spread.any() else 0.0
     return scale, float(wanted.mean() - scale * guess.mean())
 
 
@@ -110,4 +112,4 @@ def first_frame(extrinsics: np.ndarray, points: np.ndarray, mask: np.ndarray) ->
 
 
 def _ratio(above: float, below: float) -> float:
-    return float(above / below) if below else np.nan
+    return float(above / below) if below and above / below > 0 else np.nan

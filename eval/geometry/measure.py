@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -91,14 +92,20 @@ def _predicted(encoder: GeometryEncoder, given: GeometryInput, heads: Iterable[s
 
 
 def _depth(found: Prediction, truth: Truth) -> dict[str, float]:
+    """Infinitely wrong where depth is not finite, or no positive factor brings it to the truth."""
     if truth.depth is None:
         return {"AbsRel": math.nan, "delta1": math.nan}
-    errors = depth_errors(depth_result(found, truth).depth, truth.depth)
-    return {"AbsRel": errors["abs_rel"], "delta1": errors["delta_1"]}
+    result = depth_result(found, truth)
+    if math.isinf(result.abs_rel):
+        return {"AbsRel": math.inf, "delta1": 0.0}
+    return {"AbsRel": result.abs_rel, "delta1": depth_errors(result.depth, truth.depth)["delta_1"]}
 
 
 def _points(found: Prediction, truth: Truth) -> dict[str, float]:
     """Infinite where a point is not finite: that is an error of the encoder."""
+    if found.scale is None and found.frame == "world" and found.extrinsics is None:
+        # the Sim(3) below brings any world to the first camera's frame
+        found = replace(found, frame="ref_camera")
     result = None if truth.points is None else points_result(found, truth)
     if result is None:
         return {"AbsRel": math.nan, "Chamfer": math.nan}

@@ -50,7 +50,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class DepthResult:
-    """depth (S,H,W) in the truth's unit; factor that did it, None: none was needed. abs_rel: of all views, and each."""
+    """depth (S,H,W) in the truth's unit; factor that did it, None: none was needed, nan: none does. abs_rel: of all
+    views, and each; infinite where something is known and what is predicted of it is no number.
+    """
 
     depth: np.ndarray
     factor: float | None = None
@@ -81,17 +83,19 @@ def depth_result(found: Prediction, truth: Truth) -> DepthResult | None:
         return DepthResult(depth)
     factor = None if found.scale is not None else _ratio(depth, truth.depth, truth.known)
     depth = depth if factor is None else factor * depth
-    by_view = tuple(depth_errors(*pair)["abs_rel"] for pair in zip(depth, truth.depth))
-    return DepthResult(depth, factor, depth_errors(depth, truth.depth)["abs_rel"], by_view)
+    by_view = tuple(_abs_rel(*pair) for pair in zip(depth, truth.depth))
+    return DepthResult(depth, factor, _abs_rel(depth, truth.depth), by_view)
 
 
 def points_result(found: Prediction, truth: Truth) -> PointsResult | None:
-    """None too where each camera has points of its own and nobody says where the cameras are."""
+    """None too where no camera is placed: in a world that the encoder made up, or where each camera has points of its
+    own and nobody says where the cameras are.
+    """
     points, frame = found.points, found.frame
     if points is None and found.depth is not None and found.intrinsics is not None:
         lenses = zip(found.depth, found.intrinsics)
         points, frame = np.stack([unproject(*one, np.eye(3, 4)) for one in lenses]), "own_camera"
-    if points is None:
+    if points is None or (frame == "world" and found.extrinsics is None):
         return None
     points, cameras, own = points * found.unit, None, frame == "own_camera"
     if found.extrinsics is not None:
@@ -112,12 +116,18 @@ def points_result(found: Prediction, truth: Truth) -> PointsResult | None:
     if lent:
         points = _joined(points, truth.cameras)
     if truth.points is not None:
-        error = point_map_error(points, truth.points, truth.known, align=False)
+        whole = np.isfinite(points[truth.known]).all()
+        error = point_map_error(points, truth.points, truth.known, align=False) if whole else np.inf
     return PointsResult(points, cameras, factor, error, lent)
 
 
+def _abs_rel(depth: np.ndarray, truth: np.ndarray) -> float:
+    whole = np.isfinite(depth[np.isfinite(truth) & (truth > 0)]).all()
+    return depth_errors(depth, truth)["abs_rel"] if whole else np.inf
+
+
 def _ratio(found: np.ndarray, wanted: np.ndarray, known: np.ndarray) -> float:
-    """Of the medians, over what is known and a number; nan where that is nothing."""
+    """Of the medians, over what is known and a number; nan where that is nothing or the ratio is not positive."""
     return fit_depth(found, wanted, known & np.isfinite(found), how="median")[0]
 
 

@@ -40,14 +40,16 @@ def section(found: Evaluation, examples: int) -> str:
 
 def panel(seen: Sight, name: str, said: dict[str, str]) -> str:
     """One scene; said: what was asked about it and so on."""
-    facts, parts = seen.facts, (("depth", seen.depth), ("points", seen.cloud))
-    lacking = [what for what, there in parts if there is None]
+    facts = seen.facts
+    lacking = ["depth"] if seen.depth is None else []
+    lacking += ["points"] if seen.cloud is None and not facts.adrift else []
     shown = [
         f'<article class="card scene"><div><span class="chip">{escape(name)}</span></div>',
         blocks.facts(said | {"geometry": f"{facts.encoder}, {facts.views} views, fused by {facts.fusion}"}),
         blocks.figures(_figures(seen)),
         _views(seen),
         blocks.note(f"{facts.encoder} predicts no {' and no '.join(lacking)}.") if lacking else "",
+        blocks.note("No camera is placed among the predicted points, so they are not shown.") if facts.adrift else "",
         _clouds(seen),
         _gates(seen),
         "</article>",
@@ -107,6 +109,8 @@ def _depth_text(facts: Facts, truth: bool, *, predicted: bool) -> str:
         return "depth, in the unit of the truth; clear where it is not known"
     if facts.factor is None:
         return "depth; the prediction is metric and stays as it is"
+    if math.isnan(facts.factor):
+        return "depth, in the unit of the truth; no factor brings the prediction to it"
     return f"depth, in the unit of the truth; the prediction times {facts.factor:.3g}, which makes the medians equal"
 
 
@@ -116,7 +120,7 @@ def _clouds(seen: Sight) -> str:
     if not named:
         return ""
     facts, text = seen.facts, []
-    if facts.point_factor is not None:
+    if facts.point_factor is not None and not math.isnan(facts.point_factor):
         text.append(f"Predicted points times {facts.point_factor:.3g}, which makes the median distances equal.")
     if facts.lent:
         text.append("Each camera's points came together by the true cameras: none are predicted.")
@@ -144,4 +148,4 @@ def _gates(seen: Sight) -> str:
 
 
 def _number(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.3f}"
+    return "unknown" if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.3f}"

@@ -4,8 +4,9 @@ Paper:   Thinking in Space: How Multimodal Large Language Models See, Remember, 
          arXiv:2412.14171
 Rule:    a choice is right or wrong; a number earns the share of the thresholds 0.50, 0.55, ..., 0.95 of relative
          accuracy that it meets
-Differs: our parsers, which never guess, read the answer: a letter, or the choice itself, whole and alone; of numbers,
-         the first one after the thinking; an exact hit and the relative error are diagnostics beside the score
+Differs: an error of just 1 - threshold meets it, as in VSI-Bench's code and not in its paper's formula; our
+         parsers, which never guess, read the answer: a letter, or the choice itself, whole and alone; of numbers, the
+         first one after the thinking; an exact hit and the relative error are diagnostics beside the score
 """
 
 from __future__ import annotations

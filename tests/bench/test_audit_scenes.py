@@ -25,6 +25,12 @@ def run(audit, out, *more):
     return audit.main([*few, "--tasks", *more])
 
 
+@pytest.mark.parametrize(("option", "told"), [("--items", "items are 0"), ("--oracle-items", "oracle items are 0")])
+def test_nothing_to_audit_is_told_in_one_line(audit, tmp_path, option, told):
+    with pytest.raises(SystemExit, match=f"audit_scenes: {told}; give 1 or more"):
+        run(audit, tmp_path / "a.json", "nearer", option, "0")
+
+
 def test_scenes_as_they_are_tell_nothing_in_two_dimensions(audit, tmp_path, capsys):
     assert run(audit, tmp_path / "a.json", "nearer", "direction") == 0
     assert "over the limit" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gnomon.vlm.geometry.pi3 import Pi3
 from gnomon.vlm.geometry.plane_sweep import PlaneSweep
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.geometry.vggt import VGGT
+from gnomon.vlm.layout import Views
 from gnomon.vlm.part import build
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
@@ -142,6 +144,22 @@ def assert_close(got: GeometryOutput, want: GeometryOutput, views: list[int] | N
         torch.testing.assert_close(left[name][:, of], expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_what_is_padded_holds_nothing_and_a_camera_that_can_be_inverted():
+    given = scenes(Known(patch=14), views=3)
+    two = [
+        Views(
+            (given.images[k, :count] * 255).byte(), [-1] * count, given.intrinsics[k, :count],
+            given.extrinsics[k, :count], given.depth[k, :count],
+        )
+        for k, count in ((0, 3), (1, 1))
+    ]  # fmt: skip
+    out = GeometryInput.stack(two, "cpu")
+    assert out.valid.tolist() == [[True] * 3, [True, False, False]]
+    assert not out.depth[1, 1:].any() and not out.images[1, 1:].any()
+    assert torch.equal(out.intrinsics[1, 2], torch.eye(3)) and torch.equal(out.extrinsics[1, 2], torch.eye(3, 4))
+    assert torch.equal(out.depth[0], given.depth[0]) and torch.equal(out.extrinsics[1, 0], given.extrinsics[1, 0])
+
+
 def test_every_encoder_is_tested():
     assert {file.stem for file in files("geometry")} == {name.split("-")[0] for name in CASES}
 
@@ -181,9 +199,10 @@ def test_tokens_have_the_dtype_of_the_pictures(name: str):
     given = scenes(made, views=2)
     out = made.measure(given, heads=made.heads)
     assert out.tokens.dtype == torch.float32
-    if CASES[name].trained:
-        half = made.to(torch.bfloat16).measure(replace(given, images=given.images.bfloat16()), heads=made.heads)
-        assert half.tokens.dtype == torch.bfloat16
+    made.to(torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        half = made.measure(replace(given, images=given.images.to(dtype)), heads=made.heads)
+        assert half.tokens.dtype == dtype
         assert {value.dtype for field, value in of_views(half).items() if field not in ("tokens", "special")} == {
             torch.float32
         }
@@ -249,7 +268,7 @@ def test_missing_views_do_not_touch_the_others(name: str):
     assert_close(out, made.measure(chosen(given, [0, 1, 3]), heads=made.heads), of=[0, 1, 3])
 
 
-@trained
+@every
 def test_a_scene_without_any_view_is_finite(name: str):
     made = encoder(name)
     given = scenes(made, views=2)
@@ -259,7 +278,7 @@ def test_a_scene_without_any_view_is_finite(name: str):
     torch.testing.assert_close(out.tokens[1], made.measure(given, heads=made.heads).tokens[1], atol=1e-5, rtol=1e-5)
 
 
-@trained
+@every
 def test_the_first_view_that_is_there_is_the_reference(name: str):
     made = encoder(name)
     given = scenes(made)
@@ -316,6 +335,19 @@ def test_spec_makes_the_same_encoder(name: str):
 
 
 @every
+def test_it_says_what_it_needs(name: str):
+    """Without one of these it is refused before it looks, and without all the rest it sees."""
+    made = encoder(name)
+    given = scenes(made, views=2)
+    assert made.needs <= made.reads <= {"intrinsics", "extrinsics", "depth"}
+    for what in made.needs:
+        with pytest.raises(ValueError, match=rf"needs .*{what}.* of every view; give them"):
+            made.check(replace(given, **{what: None}))
+    rest = {"intrinsics", "extrinsics", "depth"} - made.needs
+    assert made.measure(replace(given, **dict.fromkeys(rest))).tokens.isfinite().all()
+
+
+@every
 def test_what_it_cannot_see_is_refused(name: str):
     made = encoder(name)
     given = scenes(made, views=2)
@@ -330,3 +362,25 @@ def test_what_it_cannot_see_is_refused(name: str):
     made.max_views = 1
     with pytest.raises(ValueError, match="up to 1 views, a scene has 2; leave some out"):
         made.measure(given)
+
+
+@pytest.mark.parametrize("taps", [(0, 1, 2), (0, 1, 2, 9), (-4, -3, -2, -1), ()])
+@pytest.mark.parametrize("make", [VGGT, HorizonStream, DepthAnything3, partial(DepthAnything3, "metric_large")])
+def test_layers_that_dense_heads_cannot_read_are_refused(make: Callable[..., GeometryEncoder], taps: tuple[int, ...]):
+    """At construction; without such a head nobody reads them."""
+    sizes = {"width": 32, "attention_heads": 2, "depth": 6, **SMALL, "taps": taps}
+    three = make is not VGGT and make is not HorizonStream
+    options = {"args": sizes} if three else {"embed_depth": 1, **sizes}
+    if make is HorizonStream:
+        options |= {"memory_layers": (1,), "pose_tokens": 2}
+    with pytest.raises(ValueError, match=r"has taps \[.*\] of 6 layers; give four layers of 0 to 5") as found:
+        make(heads=["depth"], **options)
+    assert "\n" not in str(found.value)
+    made = make(heads=[], **options)
+    assert made.measure(scenes(made, views=1)).tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 5])
+def test_blocks_that_make_no_pairs_are_refused(depth: int):
+    with pytest.raises(ValueError, match=rf"Pi3 has depth {depth}; .* give an even number"):
+        Pi3(width=32, embed_depth=1, depth=depth, attention_heads=2, decoder_width=16, camera_width=12)

@@ -1,6 +1,7 @@
 """A second look: known geometry has no error, the gate is what its closed form says, and few files are kept."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,16 @@ def test_heads_that_these_views_do_not_allow_are_left_out(surveying):
     for name in ("pixels", "depth"):
         setattr(given.views, name, getattr(given.views, name)[..., :96])
     assert seen(loaded, given).depth is None
+
+
+def test_points_of_a_world_without_cameras_are_not_shown(surveying):
+    class Adrift(TinyGeo):
+        def forward(self, scenes, *, layers=(), heads=()):
+            return replace(super().forward(scenes, layers=layers, heads=heads), frame="world")
+
+    loaded = surveying(Adrift(heads=("depth", "points")), Add(align="pool"))
+    found = seen(loaded, example(loaded))
+    assert found.cloud is None and found.facts.adrift and found.facts.error is None and found.depth is not None
 
 
 def test_large_scenes_stay_small(surveying):

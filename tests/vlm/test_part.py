@@ -5,6 +5,7 @@ from torch import nn
 
 from gnomon.vlm.connectors.base import Bridge
 from gnomon.vlm.connectors.mlp import MLP
+from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.part import Part, build
 
 
@@ -25,6 +26,13 @@ def test_round_trip():
     assert spec == {"class_path": "gnomon.vlm.connectors.mlp.MLP", "init_args": {"depth": 3}}
     again = build(spec, Bridge)
     assert isinstance(again, MLP) and again.spec() == spec
+
+
+def test_tuples_and_sets_become_lists():
+    assert Example(3, second=("c", "a")).spec()["init_args"] == {"first": 3, "second": ["c", "a"]}
+    for given in ({"c", "a", "b"}, frozenset("cab")):
+        assert Example(3, second=given).spec()["init_args"] == {"first": 3, "second": ["a", "b", "c"]}
+    assert TinyGeo(heads={"depth"}).spec()["init_args"] == {"heads": ["depth"]}
 
 
 @pytest.mark.parametrize(

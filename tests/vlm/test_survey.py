@@ -141,6 +141,19 @@ def test_vision_comes_on_geometrys_grid():
     assert shown.tolist() == [[True, True, False]] and tokens.flatten().tolist() == [0, 96, 0]
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_vision_of_views_that_no_image_shows_is_nought_in_half_precision(learning):
+    """A sum over all that images show is beyond 65504."""
+    found = survey(Mean(), SCENES)
+    shown = torch.full((6, 24, 1), 6e4, dtype=torch.float16, requires_grad=learning)
+    with torch.set_grad_enabled(learning):
+        tokens, _ = found.vision(0, [([0, 1, 2, 3, 4, 5], Features(shown, [(4, 6)] * 6))], 1)
+    assert bool(tokens.isfinite().all()) and not tokens[:, 1].any() and tokens.requires_grad == learning
+    if learning:
+        tokens[:, 1].sum().backward()
+        assert not shown.grad.any()
+
+
 def test_vision_that_left_tokens_out_is_refused():
     found = survey(Mean(), SCENES)
     reduced = Features(torch.zeros(1, 24, 1), [(4, 6)]).reduced(ReductionPlan.keep(torch.tensor([[0, 3]])))

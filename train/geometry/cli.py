@@ -29,6 +29,7 @@ from gnomon.train.errors import Stopped
 from gnomon.train.geometry.feed import Feed
 from gnomon.train.geometry.module import TAUGHT, GeometryModule
 from gnomon.train.parsing import condense, same_in_all_versions
+from gnomon.train.precision import check, keep_inputs
 from gnomon.train.rundir import differences
 from gnomon.train.runlog import RunLog
 from gnomon.train.schedule import Schedule
@@ -215,8 +216,9 @@ def _check_out(out: Path, plain: dict[str, Any], *, resume: bool, accept_changes
 
 
 def _trainer(config: Namespace, log: RunLog, callbacks: list[Callback]) -> Trainer:
+    check(config.precision, option="precision")
     try:
-        return Trainer(
+        made = Trainer(
             accelerator=config.accelerator,
             devices=1,
             precision=config.precision,
@@ -232,6 +234,7 @@ def _trainer(config: Namespace, log: RunLog, callbacks: list[Callback]) -> Train
         )
     except MisconfigurationException as error:
         raise ValueError(f"accelerator {config.accelerator!r}: {error}") from error
+    return keep_inputs(made)
 
 
 def _parser() -> ArgumentParser:

@@ -31,7 +31,9 @@ _ENOUGH = 100
 
 
 class GeometryModule(LightningModule):
-    """Predictions are compared in the first camera's frame; the unit is the mean distance of the scene's points."""
+    """Predictions are compared in the first camera's frame; the unit is the mean distance of the scene's points, or
+    that of an encoder whose scale is metric and not learned.
+    """
 
     boundary = True
     """Every batch ends an optimizer step."""
@@ -71,6 +73,11 @@ def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
     known = {"intrinsics": batch.intrinsics, "extrinsics": truth.extrinsics}
     known = {name: value if name in encoder.reads else None for name, value in known.items()}
     found = encoder.measure(GeometryInput(batch.images, batch.valid, **known), heads=encoder.heads)
+    # who is told of cameras has their unit
+    own = found.scale is not None and "extrinsics" not in encoder.reads
+    learned = own and found.scale.requires_grad
+    if own and encoder.metric and not learned:
+        truth = truth.times(truth.scale / found.scale)
     terms = {}
     if "camera" in encoder.heads:
         target = pose.encode(truth.extrinsics, batch.intrinsics, size=size)
@@ -81,7 +88,6 @@ def losses(encoder: GeometryEncoder, batch: GeometryInput) -> dict[str, Tensor]:
             error = distance(getattr(found, name), getattr(truth, name), mask)
             confidence = getattr(found, f"{name}_confidence")
             terms[name] = confidence_regression(error, confidence, mask) + masked_mean(error, mask)
-    # who is told of cameras has their unit
-    if found.scale is not None and "extrinsics" not in encoder.reads:
+    if learned:
         terms["scale"] = log_scale(found.scale, truth.scale, mask.flatten(1).any(1))
     return terms

@@ -225,5 +225,8 @@ def _check(encoder: GeometryEncoder, of: Sequence[int], size: tuple[int, int] | 
         raise ValueError(f"OLA: {name} with frozen: false as the target; it must stand still, set frozen: true")
     if list(encoder.parameters()) and not any(encoder.init_args.get(key) for key in ("weights", "path")):
         raise ValueError(f"OLA: {name} as the target has random weights; name a file or directory of trained ones")
+    if encoder.needs:
+        known = ", ".join(sorted(encoder.needs))
+        raise ValueError(f"OLA: {name} as the target needs {known}, and sees pictures alone; use one that predicts")
     blank = torch.empty(1, 1, 3, *(size or (encoder.multiple, encoder.multiple)), device="meta")
     encoder.check(GeometryInput(blank, torch.ones(1, 1, dtype=torch.bool)), layers=of)

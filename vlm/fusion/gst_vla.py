@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gnomon.vlm.fusion.base import Attention, Fusion, Learned, Scene, Told, heads_of
 from gnomon.vlm.layout import Features
 from gnomon.vlm.multiview.align import pool
+from gnomon.vlm.multiview.losses.dense import scale_invariant_log
 from gnomon.vlm.multiview.rays import compose, invert, moved
 
 
@@ -79,7 +80,7 @@ class GSTVLA(Fusion):
             shown = scene.shown
             found = render(*(x[shown][None] for x in (mu, log_sigma.exp(), alpha[..., 0] * there, rays)))
             rendered = depth.masked_scatter(shown[..., None].expand_as(depth), found)
-            losses["depth"] = self.weigh * log_error(rendered, depth, there, balance=self.balance)
+            losses["depth"] = self.weigh * scale_invariant_log(rendered, depth, there, balance=self.balance)
         world = to_first(mu, scene)
         waves = world[..., None] / self.extent * math.pi * 2.0 ** torch.arange(self.octaves, device=world.device)
         known = [waves.sin().flatten(-2), waves.cos().flatten(-2), world, log_sigma, alpha]
@@ -90,7 +91,7 @@ class GSTVLA(Fusion):
     def pool(self, tokens: Tensor, there: Tensor) -> Tensor:
         """(B,K,width) Gaussians, and which are there, to (B,extra,lm)."""
         # of none at all, all of them, which are nought: a softmax needs something to look at
-        tokens, there = tokens * there[..., None], there | ~there.any(1, keepdim=True)
+        tokens, there = torch.where(there[..., None], tokens, 0), there | ~there.any(1, keepdim=True)
         query = self.queries(len(tokens))
         said = self.attention(query, tokens, tokens, there)
         query = self.norm(query + said)
@@ -147,11 +148,3 @@ def render(mu: Tensor, sigma: Tensor, alpha: Tensor, rays: Tensor) -> Tensor:
     clear = torch.cumprod(1 - met, -1)
     weight = met * torch.cat([torch.ones_like(clear[..., :1]), clear[..., :-1]], -1)
     return (weight * depth[:, :, None]).sum(-1) / weight.sum(-1).clamp_min(1e-6)
-
-
-def log_error(predicted: Tensor, depth: Tensor, there: Tensor, *, balance: float) -> Tensor:
-    """Mean e^2 - balance (mean e)^2 with e the difference of logarithms, over what is there; 0 of nothing."""
-    error = predicted.clamp_min(1e-6).log() - depth.clamp_min(1e-6).log()
-    error = torch.where(there, error, 0).flatten(1)
-    count = there.flatten(1).sum(1).clamp_min(1)
-    return (error.square().sum(1) / count - balance * (error.sum(1) / count).square()).mean()

@@ -47,20 +47,21 @@ class GeometryInput(Movable):
         most = max(len(scene.pixels) for scene in scenes)
         valid = torch.tensor([[s < len(scene.pixels) for s in range(most)] for scene in scenes], device=device)
 
-        def pad(values: list[Tensor | None]) -> Tensor | None:
+        def pad(name: str) -> Tensor | None:
+            values = [getattr(scene, name) for scene in scenes]
             if any(value is None for value in values):
                 return None
             like = values[0]
             # cameras of nothing stand at the origin, so that they can be inverted
-            blank = torch.eye(*like.shape[1:]) if like.ndim == 3 else torch.zeros(like.shape[1:])
+            camera = name in ("intrinsics", "extrinsics")
+            blank = torch.eye(*like.shape[1:]) if camera else torch.zeros(like.shape[1:])
             whole = blank.to(like.dtype).to(device).repeat(len(values), most, *[1] * blank.ndim)
             for row, value in zip(whole, values):
                 row[: len(value)] = value
             return whole
 
-        images = pad([scene.pixels for scene in scenes]).float() / 255
-        names = "intrinsics", "extrinsics", "depth"
-        return cls(images, valid, **{name: pad([getattr(scene, name) for scene in scenes]) for name in names})
+        known = {name: pad(name) for name in ("intrinsics", "extrinsics", "depth")}
+        return cls(pad("pixels").float() / 255, valid, **known)
 
 
 @dataclass
@@ -73,7 +74,6 @@ class GeometryOutput(Movable):
     grid       (h,w)
     valid      (B,S) bool       views it used
     special    (B,S,P,C)        camera token first, then registers
-    scene      (B,G,C)          tokens of a whole scene
     layers     {i: (B,S,N,C)}   of the layers that were asked for
     depth      (B,S,H,W)        along z, and its confidence
     points     (B,S,H,W,3)      point map in the frame `frame` (ref_camera, own_camera or world), and its confidence
@@ -89,7 +89,6 @@ class GeometryOutput(Movable):
     grid: tuple[int, int]
     valid: Tensor
     special: Tensor | None = None
-    scene: Tensor | None = None
     layers: dict[int, Tensor] = field(default_factory=dict)
     depth: Tensor | None = None
     depth_confidence: Tensor | None = None
@@ -123,6 +122,7 @@ class GeometryEncoder(Part, nn.Module):
     frame      of its points and cameras, see GeometryOutput
     heads      what it can predict
     reads      what it goes by, beside pictures, where it is known of a scene
+    needs      what of that it cannot do without
     frozen     never trained: stays in evaluation mode and keeps no graph
     """
 
@@ -135,6 +135,7 @@ class GeometryEncoder(Part, nn.Module):
     frame: str = "ref_camera"
     heads: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
     frozen: bool = True
 
     def forward(
@@ -172,6 +173,11 @@ class GeometryEncoder(Part, nn.Module):
     def check(self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()) -> None:
         """A ValueError for what this encoder cannot see."""
         name, (views, height, width) = type(self).__name__, (scenes.images.shape[i] for i in (1, 3, 4))
+        known = ("intrinsics", "extrinsics", "depth")
+        if lacking := [what for what in known if what in self.needs and getattr(scenes, what) is None]:
+            raise ValueError(
+                f"{name} needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts them"
+            )
         if self.max_views is not None and views > self.max_views:
             raise ValueError(f"{name} takes up to {self.max_views} views, a scene has {views}; leave some out")
         if height % self.multiple or width % self.multiple:

@@ -29,7 +29,7 @@ from gnomon.vlm.multiview import weights as published
 from gnomon.vlm.multiview.alternating_dinov2 import AlternatingDINOv2
 from gnomon.vlm.multiview.block import MLP, Block
 from gnomon.vlm.multiview.cross import CrossView, ViewLayout, among
-from gnomon.vlm.multiview.dpt import DPT, last_convolutions
+from gnomon.vlm.multiview.dpt import DPT, checked, last_convolutions
 from gnomon.vlm.multiview.dual_dpt import DualDPT
 from gnomon.vlm.multiview.patches import normalise
 from gnomon.vlm.multiview.precise import precisely
@@ -105,7 +105,7 @@ class DepthAnything3(GeometryEncoder):
         self.reference, self.condition, self.cross = reference, condition, CrossView.of(cross)
         self.taps, self.metric, self.by_rays = tuple(config.taps), config.metric, cameras == "rays"
         if condition:
-            self.reads = frozenset({"intrinsics", "extrinsics"})
+            self.reads = self.needs = frozenset({"intrinsics", "extrinsics"})
         elif alone and config.metric:
             self.reads = frozenset({"intrinsics"})
         elif reference != "first":
@@ -127,6 +127,7 @@ class DepthAnything3(GeometryEncoder):
             options = {"patch": _PATCH, "features": config.features, "channels": config.channels}
             self.head = self.cam_dec = self.cam_enc = None
             if self.heads & dense:
+                checked(self.taps, config.depth, name=f"Depth Anything 3 {size}")
                 self.head = (_DepthAndSky if alone else DualDPT)(self.width, **options)
             if "camera" in self.heads and not self.by_rays:
                 self.cam_dec = _CameraDecoder(self.width)
@@ -137,6 +138,11 @@ class DepthAnything3(GeometryEncoder):
             names = {"model.backbone.pretrained.": "backbone.", "model.": ""}
             published.load(self, weights, rename=names, ignore=["gs_head.", "gs_adapter.", *unwanted])
         self.freeze(frozen)
+
+    def check(self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()) -> None:
+        if self.condition and (scenes.extrinsics is None or scenes.intrinsics is None):
+            raise ValueError("condition needs extrinsics and intrinsics of every view; give them or leave it out")
+        super().check(scenes, layers=layers, heads=heads)
 
     def forward(
         self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()
@@ -210,8 +216,6 @@ class DepthAnything3(GeometryEncoder):
 
     def _given(self, scenes: GeometryInput, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Camera tokens (B,S,C) of the given cameras, and the unit (B,) that their distances are measured in."""
-        if scenes.extrinsics is None or scenes.intrinsics is None:
-            raise ValueError("condition needs extrinsics and intrinsics of every view; give them or leave it out")
         world, valid = raymaps.invert(scenes.extrinsics.float()), scenes.valid
         row = torch.arange(len(valid), device=valid.device)
         # in the frame of the first view that is there

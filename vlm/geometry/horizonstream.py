@@ -26,7 +26,7 @@ from gnomon.vlm.multiview import activate, pose, rays
 from gnomon.vlm.multiview import weights as published
 from gnomon.vlm.multiview.camera_head import CameraHead
 from gnomon.vlm.multiview.dinov2 import DINOv2
-from gnomon.vlm.multiview.dpt import DPT
+from gnomon.vlm.multiview.dpt import DPT, checked
 from gnomon.vlm.multiview.patches import normalise
 from gnomon.vlm.multiview.precise import precisely
 from gnomon.vlm.multiview.windowed import Stream, Streamed, WindowedAggregator
@@ -81,7 +81,8 @@ class HorizonStream(GeometryEncoder):
         for name, value in (("window", window), ("period", period), ("pose_tokens", pose_tokens)):
             if value < 1:
                 raise ValueError(f"HorizonStream has {name} {value}; give 1 or more")
-        self.heads, self.taps = frozenset(heads), tuple(taps)
+        self.heads = frozenset(heads)
+        self.taps = checked(taps, depth, name="HorizonStream") if "depth" in heads else tuple(taps)
         self.patch = self.multiple = _PATCH
         self.width, self.layer_count = 2 * width, depth
         with torch.device("meta") if weights else nullcontext():

@@ -23,7 +23,7 @@ class Known(GeometryEncoder):
 
     metric = True
     heads = frozenset({"depth", "points", "camera"})
-    reads = frozenset({"intrinsics", "extrinsics", "depth"})
+    reads = needs = frozenset({"intrinsics", "extrinsics", "depth"})
 
     def __init__(self, *, patch: int = 16, octaves: int = 6, extent: float = 16.0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Known(GeometryEncoder):
         points, there = self._points(scenes)
         grid = tuple(side // self.patch for side in points.shape[2:4])
         tokens = places.tokens(points, there, grid=grid, octaves=self.octaves, extent=self.extent)
-        tokens = tokens * scenes.valid[..., None, None]
+        tokens = scenes.present(tokens)
         output = GeometryOutput(tokens, grid, scenes.valid, layers=dict.fromkeys(layers, tokens))
         output.scale = torch.ones(len(tokens), device=tokens.device)
         if "depth" in heads:
@@ -52,14 +52,10 @@ class Known(GeometryEncoder):
 
     def _points(self, scenes: GeometryInput) -> tuple[Tensor, Tensor]:
         """(B,S,H,W,3) in the first view's frame, and (B,S,H,W) which are known."""
-        if lacking := [name for name in ("intrinsics", "extrinsics", "depth") if getattr(scenes, name) is None]:
-            raise ValueError(
-                f"Known needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts"
-            )
         valid = scenes.valid[..., None, None]
         there = valid & (scenes.depth > 0) & scenes.depth.isfinite()
         # what is padded has no camera and may hold anything
         lens = torch.where(valid, scenes.intrinsics, torch.eye(3, device=valid.device))
-        first = torch.zeros(len(lens), dtype=torch.long, device=lens.device)
+        first = scenes.valid.to(torch.uint8).argmax(1)
         points = places.in_view(scenes.extrinsics, lens, scenes.depth.masked_fill(~there, 0), first)
         return points.masked_fill(~there[..., None], 0), there

@@ -63,6 +63,8 @@ class Pi3(GeometryEncoder):
         super().__init__()
         if unknown := set(heads) - {"depth", "points", "camera"}:
             raise ValueError(f"Pi3 has no head {min(unknown)!r}; choose among depth, points and camera")
+        if depth < 2 or depth % 2:
+            raise ValueError(f"Pi3 has depth {depth}; its blocks come in pairs, so give an even number")
         self.heads, self.cross = frozenset(heads), CrossView.of(cross)
         self.patch = self.multiple = _PATCH
         self.width, self.layer_count = 2 * width, depth // 2

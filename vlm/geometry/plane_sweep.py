@@ -28,12 +28,17 @@ from gnomon.vlm.multiview.vectors import widen
 _STEP = 4
 """Pixels between cells of the network's coarse level."""
 
+_NORMED = 4
+"""Groups of channels, each of which is normed by itself."""
+
 _SHARP = 10.0
 """Planes that agree wholly and not at all are weighed e^10 to 1 by themselves."""
 
 
 class PlaneSweep(GeometryEncoder):
-    """patch: pixels per token and side. octaves, extent: of tokens, see Known; in the unit of the cameras.
+    """patch: pixels per token and side. octaves, extent: of tokens, see Known; in the unit of the cameras. A view that
+    no camera at another place joins has no distance to go by: its depth is a guess, 1 unit of the cameras standing for
+    that distance.
 
     weights: a file or directory that holds its state.
     planes, nearest, farthest: how many depths, and the first and last in distances between cameras.
@@ -43,7 +48,7 @@ class PlaneSweep(GeometryEncoder):
 
     metric = True
     heads = frozenset({"depth", "points"})
-    reads = frozenset({"intrinsics", "extrinsics"})
+    reads = needs = frozenset({"intrinsics", "extrinsics"})
 
     def __init__(
         self,
@@ -64,7 +69,9 @@ class PlaneSweep(GeometryEncoder):
         if patch < _STEP or patch % _STEP or octaves < 1 or extent <= 0:
             given = f"patch {patch}, octaves {octaves}, extent {extent}"
             raise ValueError(f"{given}: patch is to be a multiple of {_STEP}, the others positive; correct them")
-        if planes < 2 or not 0 < nearest < farthest or others < 1 or width < 1 or groups < 1 or width % groups:
+        if width < 1 or width % _NORMED:
+            raise ValueError(f"PlaneSweep has width {width}; give a multiple of {_NORMED}")
+        if planes < 2 or not 0 < nearest < farthest or others < 1 or groups < 1 or width % groups:
             raise ValueError(
                 f"planes {planes} from {nearest} to {farthest}, others {others}, width {width} in {groups} groups: use "
                 "2 planes and 1 other or more, nearest before farthest, and groups that divide width"
@@ -83,16 +90,13 @@ class PlaneSweep(GeometryEncoder):
     def forward(
         self, scenes: GeometryInput, *, layers: Collection[int] = (), heads: Collection[str] = ()
     ) -> GeometryOutput:
-        if lacking := [name for name in ("intrinsics", "extrinsics") if getattr(scenes, name) is None]:
-            raise ValueError(
-                f"PlaneSweep needs {', '.join(lacking)} of every view; give them, or use an encoder that predicts them"
-            )
         valid, size = scenes.valid, tuple(scenes.images.shape[3:])
         # what is padded has no camera and may hold anything
         there = valid[..., None, None]
         extrinsics = torch.where(there, widen(scenes.extrinsics), torch.eye(3, 4, device=there.device))
         intrinsics = torch.where(there, widen(scenes.intrinsics), torch.eye(3, device=there.device))
-        depth, confidence = self._depth(normalise(scenes.images, valid), valid, extrinsics, intrinsics)
+        images = normalise(scenes.images, valid).to(self.feature.weight.dtype)
+        depth, confidence = self._depth(images, valid, extrinsics, intrinsics)
         points = places.in_view(extrinsics, intrinsics, depth, valid.to(torch.uint8).argmax(1))
         grid = (size[0] // self.patch, size[1] // self.patch)
         tokens = places.tokens(points, confidence, grid=grid, octaves=self.octaves, extent=self.extent)
@@ -146,4 +150,4 @@ class _Weigh(nn.Module):
 
 
 def _conv(given: int, width: int, *, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(given, width, 3, stride, 1), nn.GroupNorm(4, width), nn.GELU())
+    return nn.Sequential(nn.Conv2d(given, width, 3, stride, 1), nn.GroupNorm(_NORMED, width), nn.GELU())

@@ -24,7 +24,7 @@ from gnomon.vlm.multiview.alternating import AlternatingEncoder
 from gnomon.vlm.multiview.camera_head import CameraHead
 from gnomon.vlm.multiview.cross import CrossView
 from gnomon.vlm.multiview.dinov2 import DINOv2
-from gnomon.vlm.multiview.dpt import DPT
+from gnomon.vlm.multiview.dpt import DPT, checked
 
 
 class VGGT(AlternatingEncoder):
@@ -53,6 +53,8 @@ class VGGT(AlternatingEncoder):
         channels: Sequence[int] = (256, 512, 1024, 1024),
     ) -> None:
         patch = 14
+        if {"depth", "points"} & set(heads):
+            taps = checked(taps, depth, name="VGGT")
         dpt = partial(DPT, 2 * width, patch=patch, features=features, channels=channels)
         # what is going to be loaded need not be made up before
         with torch.device("meta") if weights else nullcontext():

@@ -38,10 +38,6 @@ class ViewLayout:
         """Tokens per view."""
         return self.special + self.grid[0] * self.grid[1]
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B,S*T,...) as (B,S,T,...)."""
-        return x.unflatten(1, (self.views, self.length))
-
     @cached_property
     def keys(self) -> Tensor | None:
         """(B,1,1,S*T) bool: tokens that may be attended to; None: all of them."""

@@ -34,6 +34,13 @@ def uv_embedding(grid: tuple[int, int], width: int, *, size: tuple[int, int], de
     return torch.cat([across, down]).float()
 
 
+def checked(taps: Sequence[int], depth: int, *, name: str) -> tuple[int, ...]:
+    """The layers that DPT reads of a network of `depth`; a ValueError for others than four that there are."""
+    if len(taps) != 4 or not all(0 <= tap < depth for tap in taps):
+        raise ValueError(f"{name} has taps {list(taps)} of {depth} layers; give four layers of 0 to {depth - 1}")
+    return tuple(taps)
+
+
 class ResidualUnit(nn.Module):
     """rectified: what is added back has passed the first ReLU, as where that worked in place."""
 

@@ -12,13 +12,22 @@ from torch.nn import functional as F
 from gnomon.vlm.multiview import rays
 from gnomon.vlm.multiview.precise import unmixed
 
+_APART = 1e-4
+"""Nearer than this times the longest translation, cameras have one centre: nothing can be told from between them."""
+
 
 @unmixed
 def neighbours(extrinsics: Tensor, valid: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest other cameras of each, (B,S,K) and which of them there are; and their mean distance (B,S), or 1."""
+    """The nearest other cameras of each, (B,S,K) and which of them there are; and their mean distance (B,S), or 1.
+
+    A camera that only turns is no other one: distances within rounding of the translations are none.
+    """
     centre = rays.invert(extrinsics)[..., 3]
-    apart = torch.cdist(centre, centre)
+    # not by a product of matrices, which many cameras would get and which rounds more
+    apart = torch.cdist(centre, centre, compute_mode="donot_use_mm_for_euclid_dist")
+    far = extrinsics[..., 3].norm(dim=-1).masked_fill(~valid, 0).amax(1)
     alone = ~(valid[:, :, None] & valid[:, None]) | torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    alone = alone | (apart <= _APART * far[:, None, None])
     near, which = apart.masked_fill(alone, torch.inf).topk(min(most, valid.shape[1] - 1), largest=False)
     there = near.isfinite()
     count = there.sum(-1)

@@ -1,12 +1,17 @@
 """The scenes benchmark: an oracle gets everything, nobody else does, items are balanced, fixed, and found again."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gnomon.data import cameras
+from gnomon.data.sources.diagrams import dice
+from gnomon.data.sources.scenes import source
 from gnomon.data.sources.scenes.source import TASKS
 from gnomon.eval.benchmark import Benchmark, Item, Scored
 from gnomon.eval.benchmarks.scenes import Scenes
@@ -114,6 +119,17 @@ def test_settings_tell_questions_apart():
     assert settings["tasks"] == list(TASKS)
     assert settings == Scenes(tasks=list(reversed(TASKS))).settings() | {"init_args": {}}
     assert settings != Scenes(views=2).settings()
+
+
+@pytest.mark.parametrize("module", [cameras, dice, source])
+def test_settings_tell_generators_apart(module, tmp_path, monkeypatch):
+    before = Scenes().settings()
+    folder = Path(shutil.copytree(Path(module.__file__).parent, tmp_path / "copy"))
+    monkeypatch.setattr(module, "__file__", str(folder / Path(module.__file__).name))
+    assert Scenes().settings() == before
+    with open(module.__file__, "a") as file:
+        file.write("# another one\n")
+    assert Scenes().settings()["generator_sha256"] != before["generator_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,12 @@ def test_median_by_hand_and_only_what_the_mask_shows():
     assert np.isnan(fit_depth(guess, truth, ~mask & False, how="median")).all()
 
 
+@pytest.mark.parametrize("how", ["median", "scale"])
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_a_single_factor_is_positive_or_none(how, factor):
+    assert np.isnan(fit_depth(factor * depths(), depths(), ALL, how=how)[0])
+
+
 def test_disparity_is_fitted_as_disparity():
     truth = depths()
     found = align_depth(0.3 / truth - 0.02, truth, ALL, how="scale_shift", disparity=True)

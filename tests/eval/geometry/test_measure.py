@@ -116,6 +116,47 @@ def test_points_that_are_no_number_are_an_error():
     assert found["AbsRel of points"] == found["Chamfer of points"] == math.inf and found["AbsRel"] == 0
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", [True, False])
+def test_depth_that_is_no_number_anywhere_is_an_error(broken, metric):
+    def change(out):
+        depth = out.depth.clone()
+        depth[0, 0, 3, 3] = broken
+        return replace(out, depth=depth, scale=out.scale if metric else None)
+
+    # the scene that is right does not hide the one that is not
+    scenes, calls = [flat(), flat()], []
+
+    def second(out):
+        calls.append(1)
+        return change(out) if out.depth is not None and len(calls) > 2 else out
+
+    found = measured(Wrong(second), scenes, SPEC)
+    for name in ("", " of one view"):
+        assert found[f"AbsRel{name}"] == math.inf and found[f"delta1{name}"] == 0.5
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_depth_that_no_positive_factor_brings_to_the_truth_is_an_error(factor):
+    found = measured(Wrong(lambda out: replace(out, depth=factor * out.depth, scale=None)), [flat()], SPEC)
+    for name in ("", " of one view"):
+        assert found[f"AbsRel{name}"] == math.inf and found[f"delta1{name}"] == 0
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_points_of_a_world_without_cameras_are_measured_up_to_a_similarity(metric):
+    """In metres there is nothing to compare: nobody says where that world is."""
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+
+    def change(out):
+        points = None if out.points is None else 3 * out.points @ turn.T + 7
+        return replace(out, points=points, frame="world", extrinsics=None, scale=out.scale if metric else None)
+
+    found = measured(Wrong(change), [flat()], SPEC)
+    for name in ("AbsRel of points", "Chamfer of points"):
+        assert math.isnan(found[name]) if metric else found[name] == pytest.approx(0, abs=1e-5)
+
+
 def test_only_what_is_predicted_is_measured_and_nothing_is_changed():
     torch.manual_seed(0)
     encoder = TinyGeo(heads=("depth",), frozen=False)

@@ -65,6 +65,18 @@ def test_what_is_no_number_does_not_move_the_factor_and_is_an_error():
     broken[0, 0, 0] = np.nan
     found = depth_result(Prediction(depth=broken), TRUTH)
     assert found.factor == pytest.approx(UNIT) and not math.isfinite(found.abs_rel)
+    assert found.abs_rel == found.by_view[0] == math.inf and found.by_view[1] == pytest.approx(0)
+    points = TRUTH.points.copy()
+    points[0, 0, 0] = np.nan
+    assert points_result(Prediction(points=points, scale=1.0), TRUTH).error == math.inf
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_what_no_positive_factor_brings_to_the_truth_is_an_error(factor):
+    depth = depth_result(Prediction(depth=factor * DEPTH), TRUTH)
+    points = points_result(Prediction(points=factor * OWN, frame="own_camera"), TRUTH)
+    assert depth.abs_rel == points.error == math.inf and set(depth.by_view) == {math.inf}
+    assert math.isnan(depth.factor) and math.isnan(points.factor)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +114,11 @@ def test_true_cameras_are_lent_where_none_are_predicted():
     # nobody knows where the cameras are
     assert points_result(Prediction(points=OWN, frame="own_camera"), Truth(None, None, None)) is None
     assert points_result(Prediction(points=OWN[:1], frame="own_camera"), Truth(None, None, None)) is not None
+
+
+def test_a_world_in_which_no_camera_is_placed_has_no_cloud():
+    for scale in (None, 1.0):
+        assert points_result(Prediction(points=WORLD, frame="world", scale=scale), TRUTH) is None
 
 
 def test_no_head_no_result():

@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (3, 6, 8, 3), dtype=np.uint8)
 DEPTH = RNG.uniform(1, 5, (3, 6, 8)).astype(np.float16)
 CLOUD = Cloud(RNG.normal(size=(9, 3)), RNG.integers(0, 256, (9, 3), dtype=np.uint8), np.eye(3, 4)[None].repeat(3, 0))
+NAN, INF = float("nan"), float("inf")
 GATE = np.linspace(0.2, 0.8, 6).reshape(2, 3)
 
 
@@ -62,6 +63,12 @@ def test_depth_and_truth_have_one_scale():
         (Sight(told(metric=True), PIXELS, DEPTH, None), ["depth, in metres", "predicts no points."], 6),
         (Sight(told(metric=True), PIXELS, DEPTH, DEPTH), ["the prediction is metric and stays as it is"], 9),
         (Sight(told(), PIXELS), ["predicts no depth and no points."], 3),
+        (
+            Sight(told(factor=NAN, point_factor=NAN, by_view=[INF] * 3), PIXELS, np.full_like(DEPTH, NAN), DEPTH),
+            ["in the unit of the truth; no factor brings the prediction to it", "<td>infinite</td>"],
+            9,
+        ),
+        (Sight(told(adrift=True), PIXELS), ["predicts no depth.", "No camera is placed among the predicted points"], 3),
         (Sight(told(lent=True), PIXELS, cloud=CLOUD), ["came together by the true cameras"], 3),
         (Sight(Facts("VGGT", "Add", 12), PIXELS), ["The first 3 of 12 views are shown."], 3),
         (Sight(told(), PIXELS, cloud=Cloud(np.empty((0, 3)), np.empty((0, 3), np.uint8))), ["predicts no depth."], 3),

@@ -32,6 +32,7 @@ from gnomon.train.geometry.feed import Feed, recoloured, scene
 from gnomon.train.geometry.module import losses
 from gnomon.train.runlog import read
 from gnomon.vlm.geometry.base import GeometryInput
+from gnomon.vlm.geometry.depth_anything_3 import DepthAnything3
 from gnomon.vlm.geometry.horizonstream import HorizonStream
 from gnomon.vlm.geometry.known import Known
 from gnomon.vlm.geometry.plane_sweep import PlaneSweep
@@ -123,6 +124,25 @@ def test_an_encoder_that_is_told_of_cameras_learns_depth_and_points_by_them(tmp_
     found = json.loads((tmp_path / "run" / "held_out.json").read_text())
     assert found["AbsRel"] > 0 and "AUC@30" not in found
     assert PlaneSweep(weights=str(tmp_path / "run" / "encoder")).frozen
+
+
+@pytest.mark.parametrize("encoder", ["tinygeo.TinyGeo", "plane_sweep.PlaneSweep"])
+def test_half_precision_leaves_depth_and_cameras_alone(tmp_path, monkeypatch, encoder):
+    given, lens = [], Scenes(count=5, size=(48, 56), views=(2, 4))[0].geometry.intrinsics[0]
+
+    def seen(made, batch):
+        given.append(batch)
+        assert torch.get_default_dtype() == torch.float32 and next(made.parameters()).dtype == torch.bfloat16
+        return losses(made, batch)
+
+    monkeypatch.setattr("gnomon.train.geometry.module.losses", seen)
+    options = ["--encoder", f"gnomon.vlm.geometry.{encoder}", "--encoder.init_args.frozen", "false"]
+    assert fit(tmp_path / "run", *options, "--precision", "bf16-true", "--steps", "2") == 0
+    for batch in given:
+        assert {batch.depth.dtype, batch.extrinsics.dtype, batch.intrinsics.dtype} == {torch.float32}
+    exact = torch.from_numpy(lens).float()
+    assert not torch.equal(exact.bfloat16().float(), exact)
+    assert (torch.cat([x.intrinsics.flatten(0, 1) for x in given]) == exact).all((-2, -1)).any()
 
 
 @pytest.mark.parametrize(
@@ -217,6 +237,8 @@ def test_the_committed_configuration_is_complete():
         (["--size", "[48]"], "size: "),
         (["--step", "3"], "did you mean 'steps'?"),
         (["--precision", "foo"], "'foo'"),
+        (["--precision", "16-mixed"], "precision 16-mixed overflows in training; use bf16-mixed, bf16-true or 32-true"),
+        (["--precision", "16-true"], "precision 16-true overflows in training; use bf16-mixed, bf16-true or 32-true"),
         (["--accelerator", "foo"], "'foo'"),
         (["--data.init_args.views", "[1, 999]"], "views is (1, 999), but must be"),
         (["--encoder.init_args.heads", "[]"], "TinyGeo has no head to learn by; give encoder.init_args.heads some of"),
@@ -352,8 +374,29 @@ def test_a_metric_scale_is_taught():
 
     class Told(HorizonStream):
         def forward(self, scenes, *, layers=(), heads=()):
-            return replace(super().forward(scenes, layers=layers, heads=heads), scale=factor * right)
+            learned = (factor * right).requires_grad_()
+            return replace(super().forward(scenes, layers=layers, heads=heads), scale=learned)
 
     encoder.__class__ = Told
     for factor in (1, 3):
-        assert float(losses(encoder, batch)["scale"]) == pytest.approx(math.log(factor), abs=1e-5)
+        assert float(losses(encoder, batch)["scale"].detach()) == pytest.approx(math.log(factor), abs=1e-5)
+
+
+def test_an_encoder_of_metres_stays_one():
+    """Depth Anything 3's metric model has no scale to learn: the truth costs nothing in metres, and as a share does."""
+    batch = Feed(Scenes(count=2, size=(56, 56), views=2), ViewsSpec(14), Order(2, batch=2), 1)[0]
+    assert float(batch.depth.max()) > 3
+
+    class Told(DepthAnything3):
+        def forward(self, scenes, *, layers=(), heads=()):
+            out = super().forward(scenes, layers=layers, heads=heads)
+            return replace(out, depth=factor * batch.depth, depth_confidence=torch.ones_like(batch.depth))
+
+    sizes = {"width": 32, "attention_heads": 2, "depth": 4, "taps": (0, 1, 2, 3), "features": 8, "trained_at": 56}
+    encoder = Told("metric_large", frozen=False, args={**sizes, "channels": (8, 8, 8, 8)})
+    for factor in (1.0, 1.1):
+        terms = losses(encoder, batch)
+        there = batch.depth > 0
+        # the regression with a confidence of 1 is the plain error once more
+        assert float(terms["depth"]) == pytest.approx(2 * (factor - 1) * float(batch.depth[there].mean()), abs=1e-4)
+        assert terms.keys() == {"depth"}

@@ -249,6 +249,12 @@ def test_targets_that_mean_nothing_are_refused(estimator):
         OLA(encoder=estimator[1], size=(30, 28))
     with pytest.raises(ValueError, match="DepthOnly has no layer 4 whose tokens it could give; choose -4 to 3"):
         OLA(encoder=estimator[1], of=[4])
+    given = {"class_path": "gnomon.vlm.geometry.known.Known"}
+    with pytest.raises(ValueError, match="Known as the target needs depth, extrinsics, intrinsics, and sees pictures"):
+        OLA(encoder=given)
+    posed = {"class_path": "gnomon.vlm.geometry.plane_sweep.PlaneSweep"}
+    with pytest.raises(ValueError, match="PlaneSweep as the target needs extrinsics, intrinsics, and sees pictures"):
+        OLA(encoder={**posed, "init_args": {"weights": "configs:geometry/plane_sweep"}})
     with pytest.raises(ValueError, match=r"weight -1 and contrast 0\.3 not negative"):
         OLA(weight=-1)
 

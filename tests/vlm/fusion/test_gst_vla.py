@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gnomon.vlm.fusion import gst_vla
 from gnomon.vlm.fusion.base import Scene
-from gnomon.vlm.fusion.gst_vla import GSTVLA, log_error, patches, render, to_first
+from gnomon.vlm.fusion.gst_vla import GSTVLA, patches, render, to_first
 from gnomon.vlm.geometry.base import GeometryOutput
+from gnomon.vlm.multiview.losses.dense import scale_invariant_log
 
 
 @pytest.fixture
@@ -103,6 +106,14 @@ def test_unknown_depth_and_views_that_are_no_images_are_not_looked_at(fusion):
     assert not torch.allclose(fusion.scene(given).tokens, fusion.scene(other).tokens)
 
 
+def test_what_is_not_looked_at_may_be_no_number(fusion):
+    given, other = scene(), scene()
+    for each in (given, other):
+        each.shown = torch.tensor([[True, False]])
+    other.vision[0, 1] = torch.nan
+    assert torch.equal(fusion.scene(given).tokens, fusion.scene(other).tokens)
+
+
 def test_a_transparent_gaussian_still_takes_its_share(fusion):
     """Key and value nought have e^0 in the softmax; one that is not there has not."""
     tokens = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
@@ -128,9 +139,21 @@ def test_rendered_depth():
 def test_log_error():
     depth, there = torch.tensor([[[1.0, 2, 4, 9]]]), torch.tensor([[[True, True, True, False]]])
     double = 2 * depth
-    assert float(log_error(double, depth, there, balance=1.0)) == pytest.approx(0, abs=1e-6)
-    assert float(log_error(double, depth, there, balance=0.5)) == pytest.approx(0.5 * 0.480453, rel=1e-4)
-    assert float(log_error(double, depth, ~there & False, balance=0.5)) == 0
+    assert float(scale_invariant_log(double, depth, there, balance=1.0)) == pytest.approx(0, abs=1e-6)
+    assert float(scale_invariant_log(double, depth, there, balance=0.5)) == pytest.approx(0.5 * 0.480453, rel=1e-4)
+    assert float(scale_invariant_log(double, depth, ~there & False, balance=0.5)) == 0
+
+
+def test_a_scene_without_depth_has_no_share_in_the_depth_loss(fusion):
+    def twice(given, names):
+        return replace(given, **{name: torch.cat([getattr(given, name)] * 2) for name in names})
+
+    fusion.train()
+    given = scene()
+    output = twice(given.output, ("tokens", "valid", "depth", "extrinsics", "intrinsics"))
+    output.depth[1] = 0
+    both = replace(twice(given, ("tokens", "question", "asked", "vision", "shown")), output=output)
+    torch.testing.assert_close(fusion.scene(both).losses["depth"], fusion.scene(given).losses["depth"])
 
 
 def test_the_depth_loss_is_for_training_and_moves_gaussians(fusion):

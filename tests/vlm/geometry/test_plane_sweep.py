@@ -41,6 +41,17 @@ def test_depth_has_the_unit_of_the_cameras(made, given):
     assert one.scale.tolist() == [1, 1]
 
 
+def test_without_a_distance_between_cameras_views_tell_each_other_nothing(made, given):
+    centre, turn = torch.tensor([3.1, -2.7, 5.3]), given.extrinsics[..., :3]
+    turned = torch.cat([turn, -(turn @ centre)[..., None]], -1)
+    out = made.measure(replace(given, extrinsics=turned), heads=["depth"])
+    for view in range(3):
+        one = {name: getattr(given, name)[:, view : view + 1] for name in ("images", "valid", "intrinsics")}
+        alone = made.measure(GeometryInput(**one, extrinsics=turned[:, view : view + 1]), heads=["depth"])
+        torch.testing.assert_close(out.depth[:, view], alone.depth[:, 0], rtol=1e-4, atol=1e-4)
+    assert bool((out.depth >= made.nearest).all()) and bool((out.depth <= made.farthest).all())
+
+
 def test_the_world_may_lie_anywhere(made, given):
     turn = torch.linalg.matrix_exp(torch.tensor([[0.0, 0.4, -0.8], [-0.4, 0, 0.3], [0.8, -0.3, 0]]))
     moved = torch.cat([given.extrinsics[..., :3] @ turn, given.extrinsics[..., 3:]], -1)
@@ -92,6 +103,8 @@ def test_every_parameter_learns(given):
         ({"planes": 1}, "planes 1 from"),
         ({"nearest": 70.0}, "from 70.0 to 60.0"),
         ({"groups": 3}, "width 16 in 3 groups"),
+        ({"width": 6, "groups": 3}, "width 6; give a multiple of 4"),
+        ({"width": 0}, "width 0; give a multiple of 4"),
     ],
 )
 def test_wrong_options_are_refused(options, told):

@@ -48,7 +48,7 @@ class Watcher(CrossView):
         return "mine"
 
     def attend(self, x, q, k, v, *, layer, layout, memory):
-        self.seen.append((layer, tuple(layout.split(x).shape), tuple(q.shape), memory))
+        self.seen.append((layer, tuple(x.unflatten(1, (layout.views, layout.length)).shape), tuple(q.shape), memory))
         return super().attend(x, q, k, v, layer=layer, layout=layout, memory=memory)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -24,6 +25,21 @@ def test_the_nearest_other_cameras_that_are_there():
     torch.testing.assert_close(unit[0], torch.tensor([2.0, 1.5, 2.5, 1.0]))
     which, there, unit = sweep.neighbours(extrinsics[:, :1], valid[:, :1], 2)
     assert which.shape == there.shape == (1, 1, 0) and unit.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("views", [3, 40])
+def test_cameras_that_only_turn_have_no_distance(views):
+    """Their centres are equal up to rounding; of one elsewhere, all know the distance."""
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(views, 3, 3))[0]
+    centre = torch.tensor([3.1, -2.7, 5.3]).repeat(views, 1)
+    for moved in (0.0, 0.5):
+        centre[-1, 0] = 3.1 + moved
+        extrinsics = torch.cat([turn, -turn @ centre[..., None]], -1)[None]
+        _, there, unit = sweep.neighbours(extrinsics, torch.ones(1, views, dtype=torch.bool), 2)
+        counts = [1] * (views - 1) + [2] if moved else [0] * views
+        assert there[0].sum(-1).tolist() == counts
+        torch.testing.assert_close(unit[0], torch.full((views,), moved or 1.0), atol=1e-5, rtol=0)
 
 
 def test_what_is_read_of_another_view_lies_where_its_camera_sees_the_point():

@@ -19,6 +19,12 @@ class Targets:
     depth: Tensor
     scale: Tensor
 
+    def times(self, factor: Tensor) -> Targets:
+        """The same in a unit that is smaller by `factor` (B,)."""
+        per_view, per_pixel = factor[:, None, None, None], factor[:, None, None, None, None]
+        extrinsics = torch.cat([self.extrinsics[..., :3], self.extrinsics[..., 3:] * per_view], dim=-1)
+        return Targets(extrinsics, self.points * per_pixel, self.depth * per_view, self.scale / factor)
+
 
 def mean_distance(points: Tensor, mask: Tensor) -> Tensor:
     """(B,) of points (B,S,H,W,3) from the origin, within 1e-6 and 1e6; 1 for a sample without a valid point."""
