@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gnomon.kernels.mask import Bound
+from gnomon.kernels.masks.keeping import once
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def from_segments(bound: Bound, rows: int) -> Runs:
 
     Queries and keys must hold the same segments in the same order.
     """
-    if ("runs", rows) not in bound.cache:
-        bound.cache["runs", rows] = _from_segments(bound, rows)
-    return bound.cache["runs", rows]
+    return once(bound.cache, ("runs", rows), lambda: _from_segments(bound, rows))
 
 
 def _from_segments(bound: Bound, rows: int) -> Runs:

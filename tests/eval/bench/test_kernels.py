@@ -49,32 +49,6 @@ def test_every_operator_runs_and_is_right():
     assert {t.operator for t in found if t.step} == {"dense attention (SDPA)"} | remember
 
 
-def stepping(single):
-    """GLA, of which a token with a state is what `single` makes of it."""
-    (gla,) = operators(["gla"])
-
-    @wraps(gla.function)
-    def function(q, k, v, *, impl, state=None, **named):
-        o, after = gla.function(q, k, v, impl=impl, state=state, **named)
-        return (o if impl == "reference" or state is None else single(o)), after
-
-    return timings([], found=[replace(gla, function=function)])[2]
-
-
-def test_a_wrong_single_token_is_not_timed():
-    assert stepping(lambda o: o).step > 0
-    timing = stepping(lambda o: o * 0)
-    assert timing.forward is None and timing.note.startswith("wrong by ")
-
-
-def test_an_operator_that_makes_no_single_token_is_timed_without():
-    def refused(o):
-        raise ValueError("gla: no")
-
-    timing = stepping(refused)
-    assert timing.forward and timing.both and timing.step is None and timing.note == "no single token: gla: no"
-
-
 def test_what_is_counted_is_what_was_called():
     """Two heads 8 wide: all pairs, half of them, those on rows of 16; BASED has queries and keys of its own width."""
     found = {t.operator: t for t in timings(["exact", "axial", "based"])}
