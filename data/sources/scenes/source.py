@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from gnomon.data.cameras import inverse
+from gnomon.data.generator import generator_sha256
 from gnomon.data.sample import IMAGE_MARK, Sample, Source, Turn
 from gnomon.data.sources.scenes.build import build
 from gnomon.data.sources.scenes.draws import Draws
@@ -131,6 +134,18 @@ class Scenes(Source):
 
     def __len__(self) -> int:
         return self.count
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "seed": self.seed,
+            "split": self.split,
+            "tasks": self.tasks,
+            "shown": self.shown,
+            "prompt": self.prompt,
+            **asdict(self.setting),
+            "generator_sha256": generator_sha256(Path(__file__).parent),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         item = self.compose(index)
