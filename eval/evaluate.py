@@ -15,12 +15,9 @@ from gnomon.eval.benchmark import Benchmark, Row, Scored
 from gnomon.eval.compare import Compared, compared
 from gnomon.eval.cost import Cost, peak_memory, summarise
 from gnomon.eval.progress import progress
-from gnomon.eval.record import SUMMARY, Journal, digest, write_json
+from gnomon.eval.record import REDUCED, SUMMARY, Journal, digest, write_json
 from gnomon.eval.session import Loaded, identity, surroundings
 from gnomon.vlm.reduction.base import TokenReducer
-
-REDUCED = "reduced"
-"""Where, below a run, its variants with token reduction are."""
 
 
 @dataclass(frozen=True)

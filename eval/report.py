@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gnomon.eval.evaluate import REDUCED
 from gnomon.eval.page import comparison, curves, evaluation, geometry, training
 from gnomon.eval.page.style import CSS, MARK
-from gnomon.eval.record import HEADER, check_place, write_text
+from gnomon.eval.record import HEADER, REDUCED, check_place, write_text
 from gnomon.eval.sight import Sight
 
 

@@ -9,8 +9,8 @@ from gnomon.eval import names
 from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.compare import difference
-from gnomon.eval.evaluate import REDUCED, evaluate
-from gnomon.eval.record import read_items
+from gnomon.eval.evaluate import evaluate
+from gnomon.eval.record import REDUCED, read_items
 from gnomon.eval.report import page
 from gnomon.eval.runner import kept_cells, kept_text
 from gnomon.eval.session import open_model
