@@ -70,6 +70,8 @@ def evaluate(
         exchange.check(loaded.model, mode)
     for reducers in (reductions or {}).values():
         loaded.model.check(reducers)
+    # before old answers are discarded: there may be too few scenes
+    others = exchange.donors(benchmarks, loaded.processor) if "other" in geometry else ()
     settings = {b.name: b.settings() for b in benchmarks}
     who = identity(loaded, settings, max_new_tokens=max_new_tokens)
     session = surroundings(loaded, batch_size=batch_size, limit=limit)
@@ -84,7 +86,6 @@ def evaluate(
         its = who | {"reduction": name, "reducers": [reducer.spec() for reducer in variant.reducers]}
         place = folder / REDUCED / re.sub(r"[^\w.=-]+", "-", name)
         journals.append(Journal.open(place, identity=its, session=session, fresh=fresh))
-    others = exchange.donors(benchmarks, loaded.processor) if "other" in geometry else ()
     answer = runner.answerer(loaded.model, loaded.processor, list(variants.values()), others)
     try:
         for benchmark in benchmarks:
