@@ -12,7 +12,7 @@ import numpy as np
 
 from gnomon.eval import exchange, look, runner
 from gnomon.eval.benchmark import Benchmark, Row, Scored
-from gnomon.eval.compare import Compared, compared
+from gnomon.eval.compare import Compared, Run, side_by_side
 from gnomon.eval.cost import Cost, peak_memory, summarise
 from gnomon.eval.progress import progress
 from gnomon.eval.record import REDUCED, SUMMARY, Journal, digest, write_json
@@ -108,9 +108,8 @@ def evaluate(
         write_json(each.folder / SUMMARY, result.as_dict())
     result = replace(found[0], memory=peak_memory(loaded.device))
     if further:
-        rows = zip(variants, journals, found)
-        base = found[0].scored
-        result.compared.extend(compared(name, list(j.records.values()), r.scored, base) for name, j, r in rows)
+        runs = [Run(n, list(j.records.values()), r.scored) for n, j, r in zip(variants, journals, found)]
+        result.compared.extend(side_by_side(runs))
     write_json(journal.folder / SUMMARY, result.as_dict())
     look.keep(loaded, benchmarks, journal, result.scored)
     return result

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gnomon.data.image import load
 from gnomon.eval import compare
-from gnomon.eval.compare import Compared
+from gnomon.eval.compare import Run
 from gnomon.eval.page import blocks, svg
 from gnomon.eval.page.evaluation import Evaluation
 from gnomon.eval.record import Record
@@ -27,7 +27,7 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
     """Empty where nothing was compared."""
     if not variants:
         return ""
-    rows = [_compared(found, base) for found in (base, *variants)]
+    rows = compare.side_by_side([_run(found) for found in (base, *variants)])
     points = [svg.Point(one.name, one.ms, one.difference.score, first=not k) for k, one in enumerate(rows)]
     body = blocks.table(compare.HEAD, [(compare.cells(one, rows[0]), not k) for k, one in enumerate(rows)])
     return "".join(
@@ -45,9 +45,8 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
     )
 
 
-def _compared(found: Evaluation, base: Evaluation) -> Compared:
-    name = found.header["identity"].get("reduction", "as it is")
-    return compare.compared(name, found.records, found.result.scored, base.result.scored)
+def _run(found: Evaluation) -> Run:
+    return Run(found.header["identity"].get("reduction", "as it is"), found.records, found.result.scored)
 
 
 def _kept(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> str:

@@ -110,6 +110,20 @@ def test_a_run_without_reductions_is_continued_with_them(loaded, tmp_path):
     assert len(read_items(tmp_path / REDUCED / "random-0.5")) == len(first.scored)
 
 
+def test_only_items_that_all_variants_have_are_compared(loaded, tmp_path):
+    """A base of more items than its variant: its row is that of a run with the variant's items alone."""
+    evaluate(loaded, [bench()], out=tmp_path / "run", limit=6)
+    reductions = {"random:0.5": names.reducers("random:0.5")}
+    plain, half = evaluate(loaded, [bench()], out=tmp_path / "run", limit=2, reductions=reductions).compared
+    assert plain.difference.n == half.difference.n == plain.cost.items == half.cost.items == 4
+    alone = evaluate(loaded, [bench()], out=tmp_path / "alone", limit=2)
+    assert plain.difference.score == np.mean([s.score.value for s in alone.scored])
+    first = [r for r in read_items(tmp_path / "run") if r.key in {a.key for a in read_items(tmp_path / "alone")}]
+    assert plain.prefill_ms == pytest.approx(250 * sum(r.seconds_prefill for r in first))
+    page([tmp_path / "run"], tmp_path / "page.html")
+    assert "<td>as it is</td><td>4</td>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_layer_that_the_model_lacks_is_refused_before_any_work(loaded, tmp_path):
     with pytest.raises(ValueError, match="before layer 9"):
         evaluate(loaded, [bench()], out=tmp_path, limit=2, reductions={"x": names.reducers("fastv:0.5,layer=9")})
