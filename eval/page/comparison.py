@@ -19,14 +19,19 @@ from gnomon.eval.record import Record
 from gnomon.eval.runner import kept_cells, picture
 from gnomon.eval.shown import choose
 
+# Of a variant's identity, what the run that it is of does not have.
+_REDUCTION = ("reduction", "reducers")
+
 SHADE = 0.22
 """How much of a cell's contrast is left where its token was dropped."""
 
 
 def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> str:
     """Empty where nothing was compared."""
+    notes = [text for found in variants if (text := _left_out(found, base))]
+    variants = [found for found in variants if not _left_out(found, base)]
     if not variants:
-        return ""
+        return "".join(map(blocks.note, notes))
     rows = compare.side_by_side([_run(found) for found in (base, *variants)])
     points = [svg.Point(one.name, one.ms, one.difference.score, first=not k) for k, one in enumerate(rows)]
     body = blocks.table(compare.HEAD, [(compare.cells(one, rows[0]), not k) for k, one in enumerate(rows)])
@@ -38,6 +43,7 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
                 "their intervals resampled over images; time is measured and not estimated. The line joins what "
                 "nothing else beats in both."
             ),
+            *map(blocks.note, notes),
             blocks.card(svg.scatter_chart(points, x_label="milliseconds per item", y_label="score")),
             blocks.card(body, scroll=True),
             _kept(base, variants, examples),
@@ -47,6 +53,15 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
 
 def _run(found: Evaluation) -> Run:
     return Run(found.header["identity"].get("reduction", "as it is"), found.records, found.result.scored)
+
+
+def _left_out(found: Evaluation, base: Evaluation) -> str:
+    """Why a variant cannot stand beside this run; empty where it can."""
+    own, its = ({k: v for k, v in e.header["identity"].items() if k not in _REDUCTION} for e in (base, found))
+    name = f"The variant {_run(found).name} is left out"
+    if other := sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key)):
+        return f"{name}: it was made with other {', '.join(other)} than the run beside it."
+    return "" if _run(found).items() & _run(base).items() else f"{name}: it has no scored item in common with the run."
 
 
 def _kept(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> str:

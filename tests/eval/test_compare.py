@@ -1,5 +1,7 @@
 """Differences of two runs, against numbers worked out by hand; variants on the same items, against their own runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.compare import difference
 from gnomon.eval.evaluate import evaluate
-from gnomon.eval.record import REDUCED, read_items
+from gnomon.eval.record import HEADER, REDUCED, read_items
 from gnomon.eval.report import page
 from gnomon.eval.runner import kept_cells, kept_text
 from gnomon.eval.session import open_model
@@ -137,6 +139,19 @@ def test_the_report_compares_and_shows_what_is_kept(loaded, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert text.count("Variants of") == 1 and text.count("Evaluation of") == 1
     assert "What is kept" in text and "fastv:0.25,layer=1" in text and text.count("<figure>") >= 6
+
+
+def test_the_report_leaves_out_variants_of_other_questions(loaded, tmp_path):
+    reductions = {text: names.reducers(text) for text in ("random:0.5", "random:0.25")}
+    evaluate(loaded, [bench()], out=tmp_path / "run", limit=2, reductions=reductions)
+    path = tmp_path / "run" / REDUCED / "random-0.5" / HEADER
+    header = json.loads(path.read_text())
+    header["identity"]["benchmarks"]["diagrams"]["init_args"]["seed"] = 7
+    path.write_text(json.dumps(header))
+    page([tmp_path / "run"], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "The variant random:0.5 is left out: it was made with other benchmarks" in text
+    assert "<td>random:0.25</td>" in text and "<td>random:0.5</td>" not in text
 
 
 def test_kept_cells_come_back():
