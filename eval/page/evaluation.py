@@ -87,7 +87,7 @@ def _bars(rows: Sequence[Row]) -> list[svg.Bar]:
     families: dict[str, list[Row]] = {}
     for row in rows:
         if not row.tasks:
-            families.setdefault(row.name.rpartition("/")[0], []).append(row)
+            families.setdefault(row.family or row.name.rpartition("/")[0], []).append(row)
     bars = [_bar(row, name, strong=True) for name, row in means.items() if name not in families]
     for family, members in families.items():
         if family in means:

@@ -14,6 +14,7 @@ from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.evaluate import evaluate
+from gnomon.eval.page.evaluation import _bars
 from gnomon.eval.record import ITEMS
 from gnomon.eval.report import page
 from gnomon.eval.session import open_model
@@ -116,6 +117,24 @@ def test_geometry_of_the_items_that_are_shown_is_on_the_page(scenes_html):
     assert scenes_html.count('<article class="card scene">') == 3 and "geometry:other" in scenes_html
     for text in ("view 1", "predicted depth", "true depth", "from above", "from the right side", "mean 0.500"):
         assert text in scenes_html
+
+
+def test_bars_bear_the_names_of_tasks_whose_family_has_several():
+    tasks = {"motion_angle": "motion", "motion_direction": "motion", "count": "counting"}
+    meta = {"predicate": "", "choices": ["x", "y"]}
+    scored = [
+        Scored(Item(f"{k}", f"scenes/{family}", f"scenes/{task}", 1, "", "A", "A", meta=meta), Score(1.0, "A"), k)
+        for task, family in tasks.items()
+        for k in range(2)
+    ]
+    bars = _bars(Scenes(tasks=list(tasks)).summary(scored, resamples=10))
+    assert [bar.name for bar in bars] == [
+        "scenes",
+        "scenes/motion",
+        "motion angle",
+        "motion direction",
+        "scenes/counting",
+    ]
 
 
 def test_no_geometry_no_section(html, scenes_html):
