@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -169,6 +170,25 @@ def test_wrong_directories(tmp_path):
     (tmp_path / "header.json").write_text('{"identity": {"benchmarks": {}}, "sessions": []}')
     with pytest.raises(ValueError, match="no answers yet"):
         page([tmp_path], tmp_path / "x.html")
+
+
+def test_every_run_of_a_folder_has_a_section(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"stage": "s", "step": 1, "loss": 2.0}\n')
+    page([tmp_path, tmp_path / "first"], tmp_path / "x.html")
+    html = (tmp_path / "x.html").read_text()
+    assert html.count("<h2>Training</h2>") == 2
+    assert all(str(tmp_path / name) in html for name in ("first", "second"))
+
+
+def test_an_evaluation_without_answers_does_not_refuse_the_others(run, tmp_path):
+    shutil.copytree(run / "eval", tmp_path / "whole")
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "eval" / "header.json", tmp_path / "begun")
+    page([tmp_path], tmp_path / "x.html", examples=2)
+    html = (tmp_path / "x.html").read_text()
+    assert "begun has a header but no answers yet" in html and html.count('<article class="item">') == 2
 
 
 def test_the_choice_is_diverse_and_does_not_look_at_scores():
