@@ -69,5 +69,9 @@ class Source:
     def __getitem__(self, index: int) -> Sample:
         raise NotImplementedError
 
+    def settings(self) -> dict[str, Any]:
+        """All that decides about the samples, in plain types; empty where a source cannot say."""
+        return {}
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))

@@ -1,7 +1,8 @@
 """Write a source's samples as webdataset shards that data/sources/shards.py and webdataset itself read.
 
 A shard is written under a passing name and renamed when it is whole, so what is there is complete: a second call with
-the same arguments writes only what is missing. Equal samples make equal bytes.
+the same arguments writes only what is missing. shards.json says what decided about the samples. Equal samples make
+equal bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def write(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     first = hashlib.sha256(repr(members(source, 0)).encode()).hexdigest()
-    _agree(out / "shards.json", {"count": count, "shard_size": shard_size, "of": len(source), "first": first})
+    plan = {"count": count, "shard_size": shard_size, "of": len(source), "first": first}
+    if settings := source.settings():
+        plan["source"] = settings
+    _agree(out / "shards.json", plan)
 
     def done(samples: int) -> None:
         if on_progress is not None:
@@ -131,7 +135,13 @@ def _agree(note: Path, plan: dict[str, Any]) -> None:
     """Refuse to mix the shards of two different calls in one folder."""
     if not note.exists():
         note.write_text(json.dumps(plan))
-    elif note.read_text() != json.dumps(plan):
+        return
+    held, before = note.read_text(), {name: value for name, value in plan.items() if name != "source"}
+    if "source" in plan and held == json.dumps(before):
+        raise ValueError(
+            f"{note} does not say what its shards were drawn with; read them as they are, or use an empty folder"
+        )
+    if held != json.dumps(plan):
         raise ValueError(
             f"{note.parent} holds shards of other samples, or of another count or size; use an empty folder"
         )

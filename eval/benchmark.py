@@ -64,6 +64,7 @@ class Row:
     low, high  95 % bootstrap interval over images
     majority   score of the best constant answer
     detail     means of the scorer's diagnostics; of a mean, those that all its rows have
+    family     that a task belongs to; empty for a mean
     """
 
     name: str
@@ -77,6 +78,7 @@ class Row:
     unparsed: float
     tasks: int = 0
     detail: dict[str, float] = field(default_factory=dict)
+    family: str = ""
 
 
 class Benchmark(Part):
@@ -168,6 +170,7 @@ class Benchmark(Part):
             detail={
                 k: float(np.mean([s.score.detail[k] for s in scored if k in s.score.detail])) for k in sorted(details)
             },
+            family=scored[0].item.family,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,32 @@ class Compared:
         return self.prefill_ms + self.decode_ms
 
 
+class Run(NamedTuple):
+    """What is compared: the records of a run and their scores."""
+
+    name: str
+    records: Sequence[Record]
+    scored: Sequence[Scored]
+
+    def items(self) -> set[tuple[str, str]]:
+        return {(s.item.task, s.item.id) for s in self.scored}
+
+    def of(self, items: set[tuple[str, str]]) -> Run:
+        """What it has of these items."""
+        return Run(
+            self.name,
+            [r for r in self.records if (r.task, r.sample) in items],
+            [s for s in self.scored if (s.item.task, s.item.id) in items],
+        )
+
+
+def side_by_side(runs: Sequence[Run]) -> list[Compared]:
+    """The first run and what is compared with it, all on the items that every one of them has."""
+    common = set.intersection(*(run.items() for run in runs))
+    base, *others = (run.of(common) for run in runs)
+    return [_compared(run, base) for run in (base, *others)]
+
+
 def difference(scored: Sequence[Scored], against: Sequence[Scored], *, resamples: int = 10_000) -> Difference:
     """Paired over items and resampled over images, so that what is hard for both does not widen the interval."""
     other = {(s.item.task, s.item.id): s for s in against}
@@ -76,21 +103,22 @@ def difference(scored: Sequence[Scored], against: Sequence[Scored], *, resamples
     return Difference(len(pairs), score, points, low, high, mcnemar(first, second))
 
 
-def compared(name: str, records: Sequence[Record], scored: Sequence[Scored], against: Sequence[Scored]) -> Compared:
+def _compared(run: Run, base: Run) -> Compared:
+    records = run.records
     visual = sum(record.visual_tokens for record in records)
     kept = sum(record.visual_tokens if record.visual_kept is None else record.visual_kept for record in records)
     count = max(1, len(records))
     return Compared(
-        name=name,
+        name=run.name,
         kept=kept / visual if visual else 1.0,
-        difference=difference(scored, against),
+        difference=difference(run.scored, base.scored),
         cost=summarise(records),
         prefill_ms=1000 * sum(record.seconds_prefill for record in records) / count,
         decode_ms=1000 * sum(record.seconds_decode for record in records) / count,
     )
 
 
-HEAD = ("variant", "kept", "score", "difference", "95 % interval", "p", "prefill ms", "decode ms", "speed-up")
+HEAD = ("variant", "n", "kept", "score", "difference", "95 % interval", "p", "prefill ms", "decode ms", "speed-up")
 
 
 def cells(one: Compared, base: Compared) -> tuple[str, ...]:
@@ -99,6 +127,7 @@ def cells(one: Compared, base: Compared) -> tuple[str, ...]:
     plain = one is base
     return (
         one.name,
+        str(d.n),
         f"{100 * one.kept:.1f} %",
         f"{100 * d.score:.1f}",
         "" if plain else f"{100 * d.points:+.1f}",

@@ -12,15 +12,12 @@ import numpy as np
 
 from gnomon.eval import exchange, look, runner
 from gnomon.eval.benchmark import Benchmark, Row, Scored
-from gnomon.eval.compare import Compared, compared
+from gnomon.eval.compare import Compared, Run, side_by_side
 from gnomon.eval.cost import Cost, peak_memory, summarise
 from gnomon.eval.progress import progress
-from gnomon.eval.record import SUMMARY, Journal, digest, write_json
+from gnomon.eval.record import REDUCED, SUMMARY, Journal, digest, write_json
 from gnomon.eval.session import Loaded, identity, surroundings
 from gnomon.vlm.reduction.base import TokenReducer
-
-REDUCED = "reduced"
-"""Where, below a run, its variants with token reduction are."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ def evaluate(
         exchange.check(loaded.model, mode)
     for reducers in (reductions or {}).values():
         loaded.model.check(reducers)
+    # before old answers are discarded: there may be too few scenes
+    others = exchange.donors(benchmarks, loaded.processor) if "other" in geometry else ()
     settings = {b.name: b.settings() for b in benchmarks}
     who = identity(loaded, settings, max_new_tokens=max_new_tokens)
     session = surroundings(loaded, batch_size=batch_size, limit=limit)
@@ -87,7 +86,6 @@ def evaluate(
         its = who | {"reduction": name, "reducers": [reducer.spec() for reducer in variant.reducers]}
         place = folder / REDUCED / re.sub(r"[^\w.=-]+", "-", name)
         journals.append(Journal.open(place, identity=its, session=session, fresh=fresh))
-    others = exchange.donors(benchmarks, loaded.processor) if "other" in geometry else ()
     answer = runner.answerer(loaded.model, loaded.processor, list(variants.values()), others)
     try:
         for benchmark in benchmarks:
@@ -110,9 +108,8 @@ def evaluate(
         write_json(each.folder / SUMMARY, result.as_dict())
     result = replace(found[0], memory=peak_memory(loaded.device))
     if further:
-        rows = zip(variants, journals, found)
-        base = found[0].scored
-        result.compared.extend(compared(name, list(j.records.values()), r.scored, base) for name, j, r in rows)
+        runs = [Run(n, list(j.records.values()), r.scored) for n, j, r in zip(variants, journals, found)]
+        result.compared.extend(side_by_side(runs))
     write_json(journal.folder / SUMMARY, result.as_dict())
     look.keep(loaded, benchmarks, journal, result.scored)
     return result

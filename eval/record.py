@@ -7,6 +7,7 @@ A run directory holds
     scores.jsonl    one line per item, made from items.jsonl at any time; equal texts give equal bytes
     summary.json    the table
     geometry/       what a model with a geometry encoder saw of the first scenes; see sight.py
+    reduced/        the same of its variants, each in a directory of its own
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from typing import Any, NamedTuple
 
 HEADER, ITEMS, SCORES, SUMMARY = "header.json", "items.jsonl", "scores.jsonl", "summary.json"
 GEOMETRY = "geometry"
+REDUCED = "reduced"
+"""Where, below a run, its variants are: with token reduction, or with other geometry."""
 
 
 class Key(NamedTuple):
@@ -89,6 +93,8 @@ class Journal:
                 (folder / name).unlink(missing_ok=True)
             for path in (folder / GEOMETRY).glob("*.npz"):
                 path.unlink()
+            if (folder / REDUCED).exists():
+                shutil.rmtree(folder / REDUCED)
         if (folder / ITEMS).exists() and not (folder / HEADER).exists():
             raise ValueError(
                 f"{folder} holds answers of unknown origin ({HEADER} is gone); choose another --out, or --fresh"

@@ -6,30 +6,31 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from gnomon.eval.evaluate import REDUCED
 from gnomon.eval.page import comparison, curves, evaluation, geometry, training
 from gnomon.eval.page.style import CSS, MARK
-from gnomon.eval.record import HEADER, check_place, write_text
+from gnomon.eval.record import HEADER, REDUCED, check_place, write_text
 from gnomon.eval.sight import Sight
 
 
 def page(run_dirs: Sequence[Path], out: Path, *, examples: int = 20) -> None:
     """Write the page. A run directory holds training metrics, an evaluation, or folders with evaluations."""
     check_place(out)
-    trained: list[str] = []
+    trained: dict[Path, str] = {}
     evaluated: dict[Path, evaluation.Evaluation] = {}
     for folder in run_dirs:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a directory; name run directories of gnomon fit or gnomon evaluate")
         metrics = curves.find(folder)
         headers = sorted(folder.rglob(HEADER))
-        if metrics is None and not headers:
+        if not metrics and not headers:
             raise ValueError(f"{folder} holds neither training metrics nor an evaluation; name a run directory")
-        if metrics is not None:
-            trained.append(training.section(folder, metrics))
+        for path in metrics:
+            trained.setdefault(path.resolve(), training.section(path))
         for header in headers:
             evaluated.setdefault(header.parent.resolve(), evaluation.read(header.parent))
-    sections = trained or [training.absent(run_dirs)]
+    if not trained and all(not found.records for found in evaluated.values()):
+        raise ValueError(f"{next(iter(evaluated))} has {evaluation.EMPTY}")
+    sections = list(trained.values()) or [training.absent(run_dirs)]
     for folder, found in evaluated.items():
         if folder.parent.name == REDUCED and folder.parent.parent in evaluated:
             continue

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gnomon.data.generator import generator_sha256
 from gnomon.data.sample import IMAGE_MARK, Sample
 from gnomon.data.sources.diagrams import source
 from gnomon.data.sources.diagrams.source import LEVELS, TASKS
 from gnomon.eval.answer import lettered
 from gnomon.eval.benchmark import Benchmark, Item, Score
 from gnomon.eval.names import check
-from gnomon.eval.record import digest
 from gnomon.eval.scorers import geoperception, mathglance, slow_perception, tangram
 
 # An index means the same random numbers in every task; so each task and level has indices of its own, this far apart.
@@ -78,9 +78,8 @@ class Diagrams(Benchmark):
 
     def settings(self) -> dict[str, Any]:
         """The generator's source is part of them: a figure drawn otherwise is another question."""
-        folder = Path(source.__file__).parent
-        code = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in sorted(folder.rglob("*.py"))}
-        return {**self.spec(), "tasks": self.tasks, "levels": self.levels, "generator_sha256": digest(code)}
+        generator = generator_sha256(Path(source.__file__).parent)
+        return {**self.spec(), "tasks": self.tasks, "levels": self.levels, "generator_sha256": generator}
 
     def count(self, limit: int | None = None) -> int:
         return len(self.tasks) * (self.default_limit if limit is None else limit)

@@ -71,17 +71,19 @@ class Rows(Benchmark):
         self.protocol = f"{len(self._tasks)} {kind} of {self._path.name}; greedy decoding; {_SCORINGS[scoring]}"
 
     def settings(self) -> dict[str, Any]:
-        """The file's bytes and its images' sizes are part of them: another picture is another question."""
-        sizes = {}
+        """The bytes of the file and of its images are part of them: another picture is another question."""
+        pictures: dict[str, str] = {}
         for index in self._tasks:
             sample = self._source[index]
             for path in sample.images if sample.geometry is None else sample.geometry.views:
+                if str(path) in pictures:
+                    continue
                 if not path.is_file():
                     raise ValueError(
                         f"{sample.meta['where']}: image {path} is not there; bring it, or correct the name"
                     )
-                sizes[str(path)] = path.stat().st_size
-        return {**self.spec(), "rows_sha256": digest(self._path.read_bytes()), "images_sha256": digest(sizes)}
+                pictures[str(path)] = digest(path.read_bytes())
+        return {**self.spec(), "rows_sha256": digest(self._path.read_bytes()), "images_sha256": digest(pictures)}
 
     def count(self, limit: int | None = None) -> int:
         counts = Counter(self._tasks.values()).values()

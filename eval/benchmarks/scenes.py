@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from gnomon.data import cameras
 from gnomon.data.sample import IMAGE_MARK, Sample
-from gnomon.data.sources.diagrams import dice
 from gnomon.data.sources.scenes import source
 from gnomon.data.sources.scenes.source import TASKS
 from gnomon.eval.benchmark import Benchmark, Item, Score
 from gnomon.eval.names import check
-from gnomon.eval.record import digest
 from gnomon.eval.scorers import scenes
 
 
@@ -84,11 +80,7 @@ class Scenes(Benchmark):
 
     def settings(self) -> dict[str, Any]:
         """The generator's source is part of them: a scene rendered otherwise is another question."""
-        folder = Path(source.__file__).parent
-        code = {path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in sorted(folder.rglob("*.py"))}
-        # what it draws its numbers by, and looks from, lies elsewhere
-        code |= {module.__name__: digest(Path(module.__file__).read_bytes()) for module in (cameras, dice)}
-        return {**self.spec(), "tasks": self.tasks, "generator_sha256": digest(code)}
+        return {**self.spec(), "tasks": self.tasks, "generator_sha256": source.generator()}
 
     def count(self, limit: int | None = None) -> int:
         return len(self.tasks) * (self.default_limit if limit is None else limit)

@@ -12,12 +12,15 @@ from PIL import Image
 
 from gnomon.data.image import load
 from gnomon.eval import compare
-from gnomon.eval.compare import Compared
+from gnomon.eval.compare import Run
 from gnomon.eval.page import blocks, svg
 from gnomon.eval.page.evaluation import Evaluation
 from gnomon.eval.record import Record
 from gnomon.eval.runner import kept_cells, picture
 from gnomon.eval.shown import choose
+
+# Of a variant's identity, what the run that it is of does not have.
+_REDUCTION = ("reduction", "reducers")
 
 SHADE = 0.22
 """How much of a cell's contrast is left where its token was dropped."""
@@ -25,9 +28,11 @@ SHADE = 0.22
 
 def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> str:
     """Empty where nothing was compared."""
+    notes = [text for found in variants if (text := _left_out(found, base))]
+    variants = [found for found in variants if not _left_out(found, base)]
     if not variants:
-        return ""
-    rows = [_compared(found, base) for found in (base, *variants)]
+        return "".join(map(blocks.note, notes))
+    rows = compare.side_by_side([_run(found) for found in (base, *variants)])
     points = [svg.Point(one.name, one.ms, one.difference.score, first=not k) for k, one in enumerate(rows)]
     body = blocks.table(compare.HEAD, [(compare.cells(one, rows[0]), not k) for k, one in enumerate(rows)])
     return "".join(
@@ -38,6 +43,7 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
                 "their intervals resampled over images; time is measured and not estimated. The line joins what "
                 "nothing else beats in both."
             ),
+            *map(blocks.note, notes),
             blocks.card(svg.scatter_chart(points, x_label="milliseconds per item", y_label="score")),
             blocks.card(body, scroll=True),
             _kept(base, variants, examples),
@@ -45,9 +51,17 @@ def section(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> 
     )
 
 
-def _compared(found: Evaluation, base: Evaluation) -> Compared:
-    name = found.header["identity"].get("reduction", "as it is")
-    return compare.compared(name, found.records, found.result.scored, base.result.scored)
+def _run(found: Evaluation) -> Run:
+    return Run(found.header["identity"].get("reduction", "as it is"), found.records, found.result.scored)
+
+
+def _left_out(found: Evaluation, base: Evaluation) -> str:
+    """Why a variant cannot stand beside this run; empty where it can."""
+    own, its = ({k: v for k, v in e.header["identity"].items() if k not in _REDUCTION} for e in (base, found))
+    name = f"The variant {_run(found).name} is left out"
+    if other := sorted(key for key in own.keys() | its.keys() if own.get(key) != its.get(key)):
+        return f"{name}: it was made with other {', '.join(other)} than the run beside it."
+    return "" if _run(found).items() & _run(base).items() else f"{name}: it has no scored item in common with the run."
 
 
 def _kept(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> str:

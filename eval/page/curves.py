@@ -13,10 +13,22 @@ FILES = ("metrics.jsonl", "metrics.csv")
 Series = tuple[list[float], list[float]]
 
 
-def find(folder: Path) -> Path | None:
-    """The newest metrics file in a run directory; loggers put theirs one or two folders down."""
-    found = [path for pattern in ("", "*/", "*/*/") for name in FILES for path in folder.glob(pattern + name)]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def find(folder: Path) -> list[Path]:
+    """The newest metrics file of each run directory in a folder, which may be one itself.
+
+    A run may have another logger's table in folders below its own; that is the same run again.
+    """
+    held: dict[Path, list[Path]] = {}
+    for name in FILES:
+        for path in folder.rglob(name):
+            held.setdefault(path.parent, []).append(path)
+    _, table = FILES
+    again = {
+        place
+        for place, paths in held.items()
+        if all(path.name == table for path in paths) and any(above in held for above in place.parents)
+    }
+    return [max(held[place], key=lambda path: path.stat().st_mtime) for place in sorted(held) if place not in again]
 
 
 def read(path: Path) -> dict[str, Series]:

@@ -21,6 +21,7 @@ LEGEND = (
     '<ul class="legend"><li><i class="k-dot"></i>score</li><li><i class="k-span"></i>95 % interval</li>'
     '<li><i class="k-majority"></i>best constant answer</li><li><i class="k-chance"></i>blind guess</li></ul>'
 )
+EMPTY = "a header but no answers yet; run gnomon evaluate to its end first"
 STANDINS = "Rows named standin/ are procedural: they compare models with each other, never with published scores."
 
 
@@ -36,13 +37,11 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        return self.header["identity"]["model"]
+        return self.header["identity"].get("model", self.folder.name)
 
 
 def read(folder: Path) -> Evaluation:
     header, records = read_header(folder), read_items(folder)
-    if not records:
-        raise ValueError(f"{folder} has a header but no answers yet; run gnomon evaluate to its end first")
     parts = ("class_path", "init_args")
     settings = header["identity"]["benchmarks"]
     made = {name: build({key: spec[key] for key in parts}, Benchmark) for name, spec in settings.items()}
@@ -52,6 +51,9 @@ def read(folder: Path) -> Evaluation:
 
 def section(found: Evaluation, examples: int) -> str:
     result = found.result
+    head = f"<h2>Evaluation of {escape(found.model)}</h2>"
+    if not found.records:
+        return head + blocks.note(f"{found.folder} has {EMPTY}.")
     rows = _whole(result.rows)
     means = [row for row in rows if row.tasks] or rows
     facts = [(_plain(row.name), f"{table.percent(row.score)} %") for row in means[-5:]]
@@ -61,7 +63,7 @@ def section(found: Evaluation, examples: int) -> str:
     )
     return "".join(
         [
-            f"<h2>Evaluation of {escape(found.model)}</h2>",
+            head,
             *(blocks.note(f"{name}: {text}.") for name, text in result.protocols.items()),
             blocks.figures(facts),
             blocks.card(LEGEND + svg.interval_chart(_bars(rows))),
@@ -87,7 +89,7 @@ def _bars(rows: Sequence[Row]) -> list[svg.Bar]:
     families: dict[str, list[Row]] = {}
     for row in rows:
         if not row.tasks:
-            families.setdefault(row.name.rpartition("/")[0], []).append(row)
+            families.setdefault(row.family or row.name.rpartition("/")[0], []).append(row)
     bars = [_bar(row, name, strong=True) for name, row in means.items() if name not in families]
     for family, members in families.items():
         if family in means:

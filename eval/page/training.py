@@ -10,9 +10,9 @@ from gnomon.eval.page import curves, svg
 from gnomon.eval.page.blocks import big, card, figures, note
 
 
-def section(folder: Path, metrics: Path) -> str:
+def section(metrics: Path) -> str:
     columns = curves.read(metrics)
-    head = f"<h2>Training</h2>{note(str(folder))}"
+    head = f"<h2>Training</h2>{note(str(metrics.parent))}"
     loss = curves.pick(columns, "loss", "train_loss")
     if loss is None:
         return head + note(f"{metrics.name} holds no loss, so there is no curve.")

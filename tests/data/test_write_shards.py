@@ -1,5 +1,6 @@
 import errno
 import io
+import json
 import os
 import tarfile
 
@@ -9,6 +10,7 @@ import webdataset
 from PIL import Image
 
 from gnomon.data.sample import Sample, Source, Turn
+from gnomon.data.sources.diagrams.source import Diagrams
 from gnomon.data.sources.scenes.source import Scenes
 from gnomon.data.sources.shards import Shards
 from gnomon.data.write_shards import write
@@ -128,6 +130,46 @@ def test_a_folder_with_other_shards_is_refused(tmp_path):
     other.seed = 1
     with pytest.raises(ValueError, match="use an empty folder"):
         write(other, tmp_path / "out", shard_size=3)
+
+
+DRAWN = [
+    (Diagrams, {"size": (112, 112)}, {"tasks": ["shape", "angle"]}, {"tasks": ["shape", "relation"]}),
+    (Diagrams, {"size": (112, 112), "tasks": ["shape"]}, {"levels": [1, 2]}, {"levels": [1]}),
+    (Scenes, {"size": (48, 48)}, {"tasks": ["nearer", "count"]}, {"tasks": ["nearer", "larger"]}),
+]
+
+
+@pytest.mark.parametrize(("drawn", "same", "first", "second"), DRAWN)
+def test_shards_of_other_arguments_are_refused_though_the_first_sample_is_the_same(
+    tmp_path, monkeypatch, drawn, same, first, second
+):
+    # whatever the arguments make of sample 0
+    monkeypatch.setattr("gnomon.data.write_shards.members", lambda source, index: [(f"{index:09d}.json", b"{}")])
+    (path,) = write(drawn(count=2, **same, **first), tmp_path)
+    with pytest.raises(ValueError, match="holds shards of other samples"):
+        write(drawn(count=2, **same, **second), tmp_path)
+    assert write(drawn(count=2, **same, **first), tmp_path) == [path]
+
+
+def test_shards_of_another_generator_are_refused(tmp_path, monkeypatch):
+    write(Diagrams(count=1, tasks=["shape"], size=(112, 112)), tmp_path)
+    monkeypatch.setattr("gnomon.data.sources.diagrams.source.generator_sha256", lambda folder: "other")
+    with pytest.raises(ValueError, match="holds shards of other samples"):
+        write(Diagrams(count=1, tasks=["shape"], size=(112, 112)), tmp_path)
+
+
+def test_a_note_from_before_is_not_adopted_and_its_shards_are_read(tmp_path):
+    source = Diagrams(count=1, tasks=["shape"], size=(112, 112))
+    paths = write(source, tmp_path)
+    note = json.loads((tmp_path / "shards.json").read_text())
+    del note["source"]
+    (tmp_path / "shards.json").write_text(json.dumps(note))
+    with pytest.raises(
+        ValueError, match="does not say what its shards were drawn with; read them as they are"
+    ) as error:
+        write(source, tmp_path)
+    assert "\n" not in str(error.value)
+    assert [sample.turns for sample in Shards(paths)] == [source[0].turns]
 
 
 def test_user_mistakes(tmp_path):

@@ -1,5 +1,7 @@
 """Differences of two runs, against numbers worked out by hand; variants on the same items, against their own runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from gnomon.eval import names
 from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.compare import difference
-from gnomon.eval.evaluate import REDUCED, evaluate
-from gnomon.eval.record import read_items
+from gnomon.eval.evaluate import evaluate
+from gnomon.eval.record import HEADER, REDUCED, read_items
 from gnomon.eval.report import page
 from gnomon.eval.runner import kept_cells, kept_text
 from gnomon.eval.session import open_model
@@ -110,6 +112,20 @@ def test_a_run_without_reductions_is_continued_with_them(loaded, tmp_path):
     assert len(read_items(tmp_path / REDUCED / "random-0.5")) == len(first.scored)
 
 
+def test_only_items_that_all_variants_have_are_compared(loaded, tmp_path):
+    """A base of more items than its variant: its row is that of a run with the variant's items alone."""
+    evaluate(loaded, [bench()], out=tmp_path / "run", limit=6)
+    reductions = {"random:0.5": names.reducers("random:0.5")}
+    plain, half = evaluate(loaded, [bench()], out=tmp_path / "run", limit=2, reductions=reductions).compared
+    assert plain.difference.n == half.difference.n == plain.cost.items == half.cost.items == 4
+    alone = evaluate(loaded, [bench()], out=tmp_path / "alone", limit=2)
+    assert plain.difference.score == np.mean([s.score.value for s in alone.scored])
+    first = [r for r in read_items(tmp_path / "run") if r.key in {a.key for a in read_items(tmp_path / "alone")}]
+    assert plain.prefill_ms == pytest.approx(250 * sum(r.seconds_prefill for r in first))
+    page([tmp_path / "run"], tmp_path / "page.html")
+    assert "<td>as it is</td><td>4</td>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_layer_that_the_model_lacks_is_refused_before_any_work(loaded, tmp_path):
     with pytest.raises(ValueError, match="before layer 9"):
         evaluate(loaded, [bench()], out=tmp_path, limit=2, reductions={"x": names.reducers("fastv:0.5,layer=9")})
@@ -123,6 +139,19 @@ def test_the_report_compares_and_shows_what_is_kept(loaded, tmp_path):
     text = (tmp_path / "page.html").read_text()
     assert text.count("Variants of") == 1 and text.count("Evaluation of") == 1
     assert "What is kept" in text and "fastv:0.25,layer=1" in text and text.count("<figure>") >= 6
+
+
+def test_the_report_leaves_out_variants_of_other_questions(loaded, tmp_path):
+    reductions = {text: names.reducers(text) for text in ("random:0.5", "random:0.25")}
+    evaluate(loaded, [bench()], out=tmp_path / "run", limit=2, reductions=reductions)
+    path = tmp_path / "run" / REDUCED / "random-0.5" / HEADER
+    header = json.loads(path.read_text())
+    header["identity"]["benchmarks"]["diagrams"]["init_args"]["seed"] = 7
+    path.write_text(json.dumps(header))
+    page([tmp_path / "run"], tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "The variant random:0.5 is left out: it was made with other benchmarks" in text
+    assert "<td>random:0.25</td>" in text and "<td>random:0.5</td>" not in text
 
 
 def test_kept_cells_come_back():

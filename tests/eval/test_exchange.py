@@ -11,10 +11,11 @@ import torch
 
 from gnomon.cli.main import main
 from gnomon.data.example import Example
+from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.benchmarks.scenes import Scenes
-from gnomon.eval.evaluate import REDUCED, evaluate
+from gnomon.eval.evaluate import evaluate
 from gnomon.eval.exchange import check, donors, exchanged, usual
-from gnomon.eval.record import read_items
+from gnomon.eval.record import REDUCED, read_items
 from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.fusion.gst_vla import GSTVLA
@@ -164,6 +165,14 @@ def test_one_scene_alone_has_none_to_exchange_with(loaded):
     assert usual([Single(tasks=["nearer"]), bench()], loaded.model, loaded.processor) == ["other"]
     with pytest.raises(ValueError, match="have 1 scenes; exchanging their geometry takes at least 2"):
         donors([Single(tasks=["nearer"])], loaded.processor)
+
+
+def test_too_few_scenes_are_told_before_old_answers_are_discarded(loaded, tmp_path):
+    evaluate(loaded, [bench()], out=tmp_path, limit=1)
+    before = (tmp_path / "items.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="have 0 scenes"):
+        evaluate(loaded, [Diagrams(tasks=["shape"])], out=tmp_path, limit=1, fresh=True, geometry=["other"])
+    assert (tmp_path / "items.jsonl").read_bytes() == before
 
 
 def test_what_cannot_be_exchanged_is_refused_in_one_line(loaded, plain, model_dir, capsys):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gnomon.eval.record import ITEMS, Journal, Record, digest, read_header, read_items
+from gnomon.eval.record import ITEMS, REDUCED, Journal, Record, digest, read_header, read_items
 
 FIRST = Record(
     task="t",
@@ -70,6 +70,15 @@ def test_another_setting_is_refused_in_one_line(tmp_path):
     # a tuple is stored as a list and is still the same setting
     assert len(start(tmp_path, dtype="float32", size=(1, 2)).records) == 1
     assert not start(tmp_path, dtype="bfloat16", size=(1, 2), fresh=True).records
+
+
+def test_fresh_leaves_no_variant_of_other_questions(tmp_path):
+    start(tmp_path).append([FIRST])
+    start(tmp_path / REDUCED / "random-0.5").append([FIRST])
+    start(tmp_path)
+    assert (tmp_path / REDUCED / "random-0.5" / ITEMS).exists()
+    start(tmp_path, fresh=True)
+    assert not (tmp_path / REDUCED).exists()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,7 @@ from gnomon.eval.benchmark import Item, Score, Scored
 from gnomon.eval.benchmarks.diagrams import Diagrams
 from gnomon.eval.benchmarks.scenes import Scenes
 from gnomon.eval.evaluate import evaluate
+from gnomon.eval.page.evaluation import _bars
 from gnomon.eval.record import ITEMS
 from gnomon.eval.report import page
 from gnomon.eval.session import open_model
@@ -118,6 +120,24 @@ def test_geometry_of_the_items_that_are_shown_is_on_the_page(scenes_html):
         assert text in scenes_html
 
 
+def test_bars_bear_the_names_of_tasks_whose_family_has_several():
+    tasks = {"motion_angle": "motion", "motion_direction": "motion", "count": "counting"}
+    meta = {"predicate": "", "choices": ["x", "y"]}
+    scored = [
+        Scored(Item(f"{k}", f"scenes/{family}", f"scenes/{task}", 1, "", "A", "A", meta=meta), Score(1.0, "A"), k)
+        for task, family in tasks.items()
+        for k in range(2)
+    ]
+    bars = _bars(Scenes(tasks=list(tasks)).summary(scored, resamples=10))
+    assert [bar.name for bar in bars] == [
+        "scenes",
+        "scenes/motion",
+        "motion angle",
+        "motion direction",
+        "scenes/counting",
+    ]
+
+
 def test_no_geometry_no_section(html, scenes_html):
     assert "Geometry, as" in scenes_html and "Geometry, as" not in html
 
@@ -150,6 +170,25 @@ def test_wrong_directories(tmp_path):
     (tmp_path / "header.json").write_text('{"identity": {"benchmarks": {}}, "sessions": []}')
     with pytest.raises(ValueError, match="no answers yet"):
         page([tmp_path], tmp_path / "x.html")
+
+
+def test_every_run_of_a_folder_has_a_section(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"stage": "s", "step": 1, "loss": 2.0}\n')
+    page([tmp_path, tmp_path / "first"], tmp_path / "x.html")
+    html = (tmp_path / "x.html").read_text()
+    assert html.count("<h2>Training</h2>") == 2
+    assert all(str(tmp_path / name) in html for name in ("first", "second"))
+
+
+def test_an_evaluation_without_answers_does_not_refuse_the_others(run, tmp_path):
+    shutil.copytree(run / "eval", tmp_path / "whole")
+    (tmp_path / "begun").mkdir()
+    shutil.copy(run / "eval" / "header.json", tmp_path / "begun")
+    page([tmp_path], tmp_path / "x.html", examples=2)
+    html = (tmp_path / "x.html").read_text()
+    assert "begun has a header but no answers yet" in html and html.count('<article class="item">') == 2
 
 
 def test_the_choice_is_diverse_and_does_not_look_at_scores():

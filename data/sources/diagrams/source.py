@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from gnomon.data.generator import generator_sha256
 from gnomon.data.sample import IMAGE_MARK, Sample, Source, Turn
 from gnomon.data.sources.diagrams import render
 from gnomon.data.sources.diagrams import style as styles
@@ -109,6 +111,20 @@ class Diagrams(Source):
 
     def __len__(self) -> int:
         return self.count
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "seed": self.seed,
+            "split": self.split,
+            "mixture": self.mixture,
+            "size": list(self.size),
+            "questions": self.questions,
+            "prompt": self.prompt,
+            "style": self.style,
+            "ruler": self.ruler,
+            "generator_sha256": generator_sha256(Path(__file__).parent),
+        }
 
     def __getitem__(self, index: int) -> Sample:
         item = self.compose(index)

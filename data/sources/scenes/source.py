@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from gnomon.data import cameras
 from gnomon.data.cameras import inverse
+from gnomon.data.generator import generator_sha256
 from gnomon.data.sample import IMAGE_MARK, Sample, Source, Turn
+from gnomon.data.sources.diagrams import dice
 from gnomon.data.sources.scenes.build import build
 from gnomon.data.sources.scenes.draws import Draws
 from gnomon.data.sources.scenes.layout import COLOURS, Layout, Setting
@@ -132,6 +137,18 @@ class Scenes(Source):
     def __len__(self) -> int:
         return self.count
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "seed": self.seed,
+            "split": self.split,
+            "tasks": self.tasks,
+            "shown": self.shown,
+            "prompt": self.prompt,
+            **asdict(self.setting),
+            "generator_sha256": generator(),
+        }
+
     def __getitem__(self, index: int) -> Sample:
         item = self.compose(index)
         geometry = render(item.scene, self.setting.size, item.draws)
@@ -181,6 +198,11 @@ class Scenes(Source):
         block, within = divmod(turn, answers)
         draws = Draws(self.seed, len(SPLITS) + SPLITS.index(self.split), block * len(self.tasks) + task)
         return draws.shuffled(range(answers))[within], draws.shuffled(range(answers))[within]
+
+
+def generator() -> str:
+    """A hash of what renders; what it draws its numbers by, and looks from, lies elsewhere."""
+    return generator_sha256(Path(__file__).parent, cameras, dice)
 
 
 def _meta(item: Item) -> dict:

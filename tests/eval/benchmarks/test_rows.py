@@ -91,6 +91,12 @@ def test_another_file_is_another_setting(written, tmp_path):
     written(*SCENES)
     Image.effect_noise((96, 48), 90).save(tmp_path / "1.png")
     assert first.settings() != settings
+    # a picture of as many bytes is another one, too
+    edited = bytearray((tmp_path / "2.png").read_bytes())
+    settings = first.settings()
+    edited[-20] ^= 1
+    (tmp_path / "2.png").write_bytes(edited)
+    assert first.settings() != settings
     (tmp_path / "1.png").unlink()
     with pytest.raises(ValueError, match=r"mine.jsonl line 1: image .*1.png is not there; bring it"):
         first.settings()

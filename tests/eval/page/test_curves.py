@@ -1,6 +1,7 @@
 """Training logs as they come: JSON lines or CSV, stages, gaps, torn lines."""
 
 import json
+import os
 
 import pytest
 
@@ -28,11 +29,22 @@ def test_csv_with_gaps(tmp_path):
 
 
 def test_find(tmp_path):
-    assert find(tmp_path) is None
+    assert find(tmp_path) == []
     (tmp_path / "logs" / "version_0").mkdir(parents=True)
     deep = tmp_path / "logs" / "version_0" / "metrics.csv"
     deep.write_text("step,loss\n")
-    assert find(tmp_path) == deep
+    assert find(tmp_path) == [deep]
+
+
+def test_find_every_run_and_each_once(tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run / "logs" / "version_0").mkdir(parents=True)
+        (tmp_path / run / "metrics.csv").write_text("step,loss\n")
+        (tmp_path / run / "metrics.jsonl").write_text("{}\n")
+        os.utime(tmp_path / run / "metrics.csv", (1, 1))
+        # another logger of the same run
+        (tmp_path / run / "logs" / "version_0" / "metrics.csv").write_text("step,loss\n")
+    assert find(tmp_path) == [tmp_path / "a" / "metrics.jsonl", tmp_path / "b" / "metrics.jsonl"]
 
 
 def test_smoothing():
