@@ -89,6 +89,23 @@ def test_a_mistake_is_one_line(preset, options, told, capsys):
     assert told in printed and printed.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "describes no model; write its parts under `model:`"),
+        ("encoder: {}", "describes no model; write its parts under `model:`"),
+        ("model: 3", "describes no model; write its parts under `model:`"),
+        ("model: [1", "is no YAML"),
+    ],
+)
+def test_a_preset_without_a_model(text, told, tmp_path, capsys):
+    file = tmp_path / "empty.yaml"
+    file.write_text(text)
+    assert main(["bench", "decode", str(file), "--device", "cpu"]) == 2
+    printed = capsys.readouterr().err
+    assert f"{file} {told}" in printed and printed.count("\n") == 1
+
+
 def test_a_preset_that_is_not_there(capsys):
     assert main(["bench", "decode", "no/such.yaml"]) == 2
     assert "no/such.yaml is not a file" in capsys.readouterr().err
