@@ -44,7 +44,7 @@ def decode(argv: list[str]) -> int:
         help="a reduction; repeat for several",
     )
     parser.add_argument(
-        "--kept", type=float, nargs="+", default=[], metavar="R", help="shares for every --reduce that names no ratio"
+        "--kept", type=float, nargs="+", default=[], metavar="R", help="shares for every reduction that names no ratio"
     )
     parser.add_argument(
         "--visual",
@@ -176,15 +176,23 @@ def kernels(argv: list[str]) -> int:
 
 def _spread(reduce: list[str], kept: list[float]) -> list[str]:
     """Every reduction with every share, in the order of the shares; one that names a ratio stands as it is."""
-    wanted = [text for text in reduce if ":" in text]
-    open_ = [text for text in reduce if ":" not in text]
+    wanted = [text for text in reduce if all(map(_has_ratio, text.split("+")))]
+    open_ = [text for text in reduce if text not in wanted]
     if not kept:
         return wanted + open_
+    if not open_:
+        shares = " ".join(f"{share:g}" for share in kept)
+        raise ValueError(f"--kept {shares}: no --reduce is without a ratio of its own; add one or leave --kept out")
     for share in kept:
         for text in open_:
-            name, comma, options = text.partition(",")
-            wanted.append(f"{name}:{share:g}{comma}{options}")
+            parts = [part.strip().partition(",") for part in text.split("+")]
+            named = [(name if _has_ratio(name) else f"{name}:{share:g}", *options) for name, *options in parts]
+            wanted.append("+".join(map("".join, named)))
     return wanted
+
+
+def _has_ratio(reduction: str) -> bool:
+    return ":" in reduction.partition(",")[0]
 
 
 def _seconds(text: str) -> float:

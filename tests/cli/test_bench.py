@@ -72,6 +72,7 @@ def test_shares_are_for_those_that_name_none():
         "b:0.3", "a:0.5", "c:0.5,layer=2", "a:0.25", "c:0.25,layer=2",
     ]  # fmt: skip
     assert _spread(["a", "b:0.3"], []) == ["b:0.3", "a"]
+    assert _spread(["a+b:0.3+c,layer=2"], [0.5]) == ["a:0.5+b:0.3+c:0.5,layer=2"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,8 @@ def test_shares_are_for_those_that_name_none():
         (["--reduce", "fastv:2"], "(0, 1]"),
         (["--reduce", "pyramiddrop"], "the language model has 4 layers"),
         (["--reduce", "peap_fast:0.5"], "inside the encoder"),
+        (["--kept", "0.5"], "--kept 0.5: no --reduce is without a ratio of its own; add one or leave --kept out"),
+        (["--reduce", "fastv:0.5,layer=1", "--kept", "0.5", "0.25"], "--kept 0.5 0.25: no --reduce is without"),
     ],
 )
 def test_a_mistake_is_one_line(preset, options, told, capsys):
