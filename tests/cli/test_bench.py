@@ -112,3 +112,12 @@ def test_a_preset_without_a_model(text, told, tmp_path, capsys):
 def test_a_preset_that_is_not_there(capsys):
     assert main(["bench", "decode", "no/such.yaml"]) == 2
     assert "no/such.yaml is not a file" in capsys.readouterr().err
+
+
+def test_a_place_that_is_a_file_is_told_before_anything_is_measured(preset, tmp_path, capsys):
+    place = tmp_path / "afile"
+    place.write_text("kept")
+    assert main(["bench", "decode", preset, "--device", "cpu", "--out", str(place)]) == 2
+    printed = capsys.readouterr()
+    assert f"--out {place} cannot be made a folder (File exists); use another --out" in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out and place.read_text() == "kept"
