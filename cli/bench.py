@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def decode(argv: list[str]) -> int:
         help="a reduction; repeat for several",
     )
     parser.add_argument(
-        "--kept", type=float, nargs="+", default=[], metavar="R", help="shares for every --reduce that names no ratio"
+        "--kept", type=float, nargs="+", default=[], metavar="R", help="shares for every reduction that names no ratio"
     )
     parser.add_argument(
         "--visual",
@@ -80,6 +81,8 @@ def decode(argv: list[str]) -> int:
     model = models.open_model(args.model, device=args.device, dtype=args.dtype)
     for reducers in settings.values():
         model.check(reducers)
+    if args.out is not None:
+        _make_folder(args.out)
     about = {
         "model": args.model,
         "dtype": str(next(model.lm.parameters()).dtype).removeprefix("torch."),
@@ -102,7 +105,6 @@ def decode(argv: list[str]) -> int:
         print(f"\n{parts[-1]}")
         sys.stdout.flush()
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "decode.json").write_text(json.dumps({**about, "results": data}, indent=1) + "\n")
         (args.out / "decode.md").write_text("\n\n".join(parts) + "\n")
     return 0
@@ -176,15 +178,33 @@ def kernels(argv: list[str]) -> int:
 
 def _spread(reduce: list[str], kept: list[float]) -> list[str]:
     """Every reduction with every share, in the order of the shares; one that names a ratio stands as it is."""
-    wanted = [text for text in reduce if ":" in text]
-    open_ = [text for text in reduce if ":" not in text]
+    wanted = [text for text in reduce if all(map(_has_ratio, text.split("+")))]
+    open_ = [text for text in reduce if text not in wanted]
     if not kept:
         return wanted + open_
+    if not open_:
+        shares = " ".join(f"{share:g}" for share in kept)
+        raise ValueError(f"--kept {shares}: no --reduce is without a ratio of its own; add one or leave --kept out")
     for share in kept:
         for text in open_:
-            name, comma, options = text.partition(",")
-            wanted.append(f"{name}:{share:g}{comma}{options}")
+            parts = [part.strip().partition(",") for part in text.split("+")]
+            named = [(name if _has_ratio(name) else f"{name}:{share:g}", *options) for name, *options in parts]
+            wanted.append("+".join(map("".join, named)))
     return wanted
+
+
+def _make_folder(path: Path) -> None:
+    """Before anything is measured: what cannot be written down is not worth the time."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be made a folder ({error.strerror}); use another --out") from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--out {path} cannot be written to; use another --out")
+
+
+def _has_ratio(reduction: str) -> bool:
+    return ":" in reduction.partition(",")[0]
 
 
 def _seconds(text: str) -> float:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -84,12 +87,47 @@ def _reducer(text: str) -> TokenReducer:
             known = ", ".join(option for option in accepted if option != "self")
             raise ValueError(f"reduction {text!r}: {pair!r} is no option of {name}; write OPTION=VALUE with {known}")
         options[key] = _value(value)
+    kinds = get_type_hints(cls.__init__)
+    for key, value in options.items():
+        # a list of one has no slash
+        fitting = [given for given in (value, (value,)) if _fits(given, kinds[key])]
+        if not fitting:
+            raise ValueError(f"reduction {text!r}: {key} {value!r} does not fit; give {_words(kinds[key])}")
+        options[key] = fitting[0]
     return cls(**options)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether it is of the kind that a reducer's signature states; reducers know their own words."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin in (Sequence, tuple):
+        return isinstance(value, tuple) and all(_fits(one, get_args(kind)[0]) for one in value)
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in get_args(kind) if one is not NoneType)
+    if origin is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if origin in (Sequence, tuple):
+        return f"{_words(get_args(kind)[0])}, or several with / between them"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
 
 
 def _value(text: str) -> Any:
     """A number, true, false, or a list with slashes between its items (layers=8/16/24); else the text itself."""
     if "/" in text:
         return tuple(_value(part) for part in text.split("/"))
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
     return value if isinstance(value, (int, float, bool)) else text

@@ -59,14 +59,15 @@ def _device(name: str) -> torch.device:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
         raise ValueError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= gpus:
+    kind, _, digits = name.partition(":")
+    # torch keeps the number in a byte, where 128 is negative
+    if kind == "cuda" and int(digits or 0) >= gpus:
         raise ValueError(
             f"device {name!r} was asked for and torch sees {gpus} GPUs; use --device cpu, or a CUDA build of torch"
         )
-    return device
+    return torch.device(kind, int(digits)) if digits else torch.device(kind)
 
 
 def fingerprint(folder: Path) -> str:

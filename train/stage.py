@@ -220,13 +220,18 @@ def _module(cli: FitCLI, stage: Stage, vlm: VLM, data: DataModule, steps: int) -
 
 def _steps(cli: FitCLI, place: Place, stage: Stage, data: DataModule) -> int:
     trainer = cli.config.trainer
+    for name in ("max_steps", "max_epochs"):
+        # -1 and None: not given
+        if (count := getattr(trainer, name)) not in (-1, None) and count < 1:
+            raise ValueError(f"trainer.{name} {count} trains nothing; set trainer.{name} to 1 or more")
     if stage.steps is not None:
         return stage.steps
     if _budgeted(cli, stage):
         return ENDLESS
     if trainer.max_steps > 0:
         return max(1, round(place.share * trainer.max_steps))
-    return math.ceil((trainer.max_epochs or 1) * data.steps_per_epoch)
+    epochs = 1 if trainer.max_epochs in (-1, None) else trainer.max_epochs
+    return math.ceil(epochs * data.steps_per_epoch)
 
 
 def _budgeted(cli: FitCLI, stage: Stage) -> bool:

@@ -9,6 +9,7 @@ Shapes: R rows that are still running, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from gnomon.vlm.layout import Batch, TokenLayout
 from gnomon.vlm.model import VLM, Read, Seen
+
+_COLDEST = 1e-6
+"""Below it the likeliest token has all the mass, and logits divided by the temperature may overflow."""
 
 
 @dataclass
@@ -91,7 +95,7 @@ def generate(
     if beams > 1:
         search: Search = _Beams(rows, beams, frozenset(stop), max_new_tokens)
     else:
-        draw = None if temperature == 0 else _Draw(_seeds(batch, seed), temperature, top_k, top_p)
+        draw = None if temperature < _COLDEST else _Draw(_seeds(batch, seed), temperature, top_k, top_p)
         search = _Rows(rows, draw, frozenset(stop), max_new_tokens, on_token)
     with _evaluating(model):
         read, prefill, steps = _run(model, batch, search, seen)
@@ -301,8 +305,8 @@ def _check(
         raise ValueError("generation wants rows that end with a real token; pad the batch on the left")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens} is less than 1; ask for at least one token")
-    if temperature < 0:
-        raise ValueError(f"temperature {temperature} is negative; use 0 for greedy, more for sampling")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is negative or not finite; use 0 for greedy, more for sampling")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k} is less than 1; keep at least one token")
     if top_p is not None and not 0 < top_p <= 1:

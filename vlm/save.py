@@ -95,7 +95,7 @@ def load(
 def from_config(source: str | Path | dict[str, Any]) -> VLM:
     """A model from VLM's arguments; a file has them under `model`, as configs/model/*.yaml do."""
     if not isinstance(source, dict):
-        source = yaml.load(Path(source).read_text(), _Loader)["model"]
+        source = _section(Path(source))
     known = [name for name in inspect.signature(VLM.__init__).parameters if name != "self"]
     for name in source:
         if name not in known:
@@ -112,6 +112,18 @@ def from_config(source: str | Path | dict[str, Any]) -> VLM:
         if source.get(name) is not None:
             parts[name] = build(source[name], family)
     return VLM(**{**source, **parts})
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """What a YAML file has under `model`."""
+    try:
+        given = yaml.load(path.read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}; correct it") from error
+    found = given.get("model") if isinstance(given, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} describes no model; write its parts under `model:`, as configs/model/*.yaml do")
+    return found
 
 
 def resolve(name: str | Path) -> Path:

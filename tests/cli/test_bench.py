@@ -72,6 +72,7 @@ def test_shares_are_for_those_that_name_none():
         "b:0.3", "a:0.5", "c:0.5,layer=2", "a:0.25", "c:0.25,layer=2",
     ]  # fmt: skip
     assert _spread(["a", "b:0.3"], []) == ["b:0.3", "a"]
+    assert _spread(["a+b:0.3+c,layer=2"], [0.5]) == ["a:0.5+b:0.3+c:0.5,layer=2"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,8 @@ def test_shares_are_for_those_that_name_none():
         (["--reduce", "fastv:2"], "(0, 1]"),
         (["--reduce", "pyramiddrop"], "the language model has 4 layers"),
         (["--reduce", "peap_fast:0.5"], "inside the encoder"),
+        (["--kept", "0.5"], "--kept 0.5: no --reduce is without a ratio of its own; add one or leave --kept out"),
+        (["--reduce", "fastv:0.5,layer=1", "--kept", "0.5", "0.25"], "--kept 0.5 0.25: no --reduce is without"),
     ],
 )
 def test_a_mistake_is_one_line(preset, options, told, capsys):
@@ -89,6 +92,32 @@ def test_a_mistake_is_one_line(preset, options, told, capsys):
     assert told in printed and printed.strip().count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "describes no model; write its parts under `model:`"),
+        ("encoder: {}", "describes no model; write its parts under `model:`"),
+        ("model: 3", "describes no model; write its parts under `model:`"),
+        ("model: [1", "is no YAML"),
+    ],
+)
+def test_a_preset_without_a_model(text, told, tmp_path, capsys):
+    file = tmp_path / "empty.yaml"
+    file.write_text(text)
+    assert main(["bench", "decode", str(file), "--device", "cpu"]) == 2
+    printed = capsys.readouterr().err
+    assert f"{file} {told}" in printed and printed.count("\n") == 1
+
+
 def test_a_preset_that_is_not_there(capsys):
     assert main(["bench", "decode", "no/such.yaml"]) == 2
     assert "no/such.yaml is not a file" in capsys.readouterr().err
+
+
+def test_a_place_that_is_a_file_is_told_before_anything_is_measured(preset, tmp_path, capsys):
+    place = tmp_path / "afile"
+    place.write_text("kept")
+    assert main(["bench", "decode", preset, "--device", "cpu", "--out", str(place)]) == 2
+    printed = capsys.readouterr()
+    assert f"--out {place} cannot be made a folder (File exists); use another --out" in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out and place.read_text() == "kept"

@@ -65,6 +65,14 @@ def test_nothing_in_common_is_an_error():
         ("fastv:half", "ratio 'half'"),
         ("fastv:0.5,depth=3", "no option of fastv"),
         ("fastv:0.5,layer=0", "layer 0"),
+        ("fastv:0.5,layer=x", "layer 'x' does not fit; give a whole number"),
+        ("fastv:0.5,layer=1.5", "layer 1.5 does not fit; give a whole number"),
+        ("fastv:0.5,layer=true", "layer True does not fit; give a whole number"),
+        ("fastv:0.5,rows=2", "rows 2 does not fit; give last or all"),
+        ("fastv:[1", r"ratio '\[1' does not fit; give a number"),
+        ("random:0.5,seed=x", "seed 'x' does not fit; give a whole number"),
+        ("pyramiddrop:0.5,layers=1/x", "layers .* does not fit; give a whole number, or several with /"),
+        ("tome:0.5,inside=2", "inside 2 does not fit; give true or false"),
     ],
 )
 def test_a_wrong_reduction_is_refused_in_one_line(text, message):
@@ -76,6 +84,14 @@ def test_a_wrong_reduction_is_refused_in_one_line(text, message):
 def test_reductions_by_name():
     first, second = names.reducers("random:0.5,seed=3+fastv:0.25,layer=1")
     assert (first.ratio, first.seed, second.ratio, second.layers) == (0.5, 3, 0.25, (1,))
+    for text, layers in (("layers=3", (3,)), ("layers=1/3", (1, 3))):
+        assert names.reducers(f"pyramiddrop:0.5,{text}")[0].layers == layers
+
+
+@pytest.mark.parametrize("name", names.known_reducers())
+def test_every_reduction_takes_a_share_and_a_position(name):
+    (reducer,) = names.reducers(f"{name}:1,position=keep")
+    assert (reducer.ratio, reducer.position) == (1, "keep")
 
 
 @pytest.fixture(scope="module")

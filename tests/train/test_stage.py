@@ -81,3 +81,20 @@ def test_the_last_step_is_logged_whatever_the_interval(fit, metric, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 4, 6]
     assert f"step 6/6  loss {metric(tmp_path / 'run')[-1]:.4f}" in said
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "null"])
+def test_an_impossible_interval_leaves_the_old_run_alone(fit, tmp_path, every):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.resolved.yaml").write_text("an older run")
+    said = fit(run, "--trainer.log_every_n_steps", every, "--overwrite", code=2)
+    assert "set trainer.log_every_n_steps to 1 or more" in said and said.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["config.resolved.yaml"]
+
+
+@pytest.mark.parametrize(("option", "count"), [("max_steps", "0"), ("max_steps", "-3"), ("max_epochs", "0")])
+def test_no_steps_and_no_epochs_are_refused(fit, tmp_path, option, count):
+    said = fit(tmp_path / "run", "--trainer.max_steps", "-1", f"--trainer.{option}", count, code=2)
+    assert f"trainer.{option} {count} trains nothing; set trainer.{option} to 1 or more" in said
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()

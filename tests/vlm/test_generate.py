@@ -208,6 +208,13 @@ def test_samples_depend_on_seed_and_sample_alone(tokenizer_file):
     assert [g.ids for g in first] != [g.ids for g in second]
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-320])
+def test_almost_no_temperature_takes_the_likeliest_token(tokenizer_file, temperature):
+    model, options = make(tokenizer_file), {"max_new_tokens": 4, "stop": ()}
+    greedy, cold = (generate(model, batch_of([5, 6]), temperature=t, seed=0, **options) for t in (0.0, temperature))
+    assert greedy[0].ids == cold[0].ids
+
+
 def test_seeds_differ_between_samples():
     assert len(set(_seeds(batch_of([3], [4], [5]), 0))) == 3
 
@@ -241,6 +248,8 @@ def test_modes_are_restored_and_no_graph_is_kept(tokenizer_file):
     [
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
         ({"temperature": -1.0}, "negative"),
+        ({"temperature": float("nan")}, "temperature nan is negative or not finite"),
+        ({"temperature": float("inf")}, "temperature inf is negative or not finite"),
         ({"top_k": 0}, "top_k 0"),
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"beams": 0}, "beams 0"),

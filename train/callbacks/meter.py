@@ -32,6 +32,8 @@ class Meter(Callback):
     """
 
     def __init__(self, flops: Flops, *, every: int = 10, beside: Sequence[Columns] = ()) -> None:
+        if every is None or every < 1:
+            raise ValueError(f"a log every {every} steps is not possible; set trainer.log_every_n_steps to 1 or more")
         self.flops, self.every, self.beside = flops, every, beside
         self.latest: dict[str, float] = {}
         self.tokens = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -54,6 +55,14 @@ class Stage:
     callbacks: Callable[[], list[Callback]] = list
     check: Callable[[VLM], None] | None = None
     beside: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for glob, rate in {**self.beside, **self.rates}.items():
+            if not 0 <= rate < math.inf:
+                raise ValueError(
+                    f"stage {self.name}: learning rate {rate} of {glob} is negative or not finite; use 0 or more, "
+                    "such as 2e-5"
+                )
 
 
 class Recipe:

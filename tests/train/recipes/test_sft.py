@@ -5,12 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gnomon.train.recipes.base import Stage
 from gnomon.train.recipes.sft import SFT
 
 
 def test_everything_is_trained_by_default():
     (stage,) = SFT(lr=3e-4).stages()
     assert stage.rates == {"*": 3e-4}
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_rate_that_climbs_or_ends_nowhere_is_refused(rate):
+    with pytest.raises(
+        ValueError, match=rf"stage sft: learning rate {rate} of lm\.\* is negative or not finite; use 0"
+    ):
+        SFT(rates={"connector.*": 1e-3, "lm.*": rate}).stages()
+    with pytest.raises(ValueError, match=r"stage align: learning rate .* of fusion\.\*"):
+        Stage("align", {"connector.*": 0.0}, beside={"fusion.*": rate})
 
 
 @pytest.mark.timeout(60)
