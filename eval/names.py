@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
 from difflib import get_close_matches
-from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from gnomon.eval.benchmark import Benchmark
 from gnomon.kernels.members import FAMILIES, Member, members
+from gnomon.kernels.typed import fits, words
 from gnomon.vlm.reduction.base import TokenReducer
 
 
@@ -90,36 +88,11 @@ def _reducer(text: str) -> TokenReducer:
     kinds = get_type_hints(cls.__init__)
     for key, value in options.items():
         # a list of one has no slash
-        fitting = [given for given in (value, (value,)) if _fits(given, kinds[key])]
+        fitting = [given for given in (value, (value,)) if fits(given, kinds[key])]
         if not fitting:
-            raise ValueError(f"reduction {text!r}: {key} {value!r} does not fit; give {_words(kinds[key])}")
+            raise ValueError(f"reduction {text!r}: {key} {value!r} does not fit; give {words(kinds[key])}")
         options[key] = fitting[0]
     return cls(**options)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether it is of the kind that a reducer's signature states; reducers know their own words."""
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if origin is Literal:
-        return isinstance(value, str)
-    if origin in (Sequence, tuple):
-        return isinstance(value, tuple) and all(_fits(one, get_args(kind)[0]) for one in value)
-    if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _words(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(_words(one) for one in get_args(kind) if one is not NoneType)
-    if origin is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if origin in (Sequence, tuple):
-        return f"{_words(get_args(kind)[0])}, or several with / between them"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
 
 
 def _value(text: str) -> Any:

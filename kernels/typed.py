@@ -8,7 +8,7 @@ from inspect import signature
 from numbers import Integral, Real
 from reprlib import repr as shortened
 from types import NoneType, UnionType
-from typing import ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ _WORDS = {
 
 
 def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """For functions of integers, numbers, bools, strings, tensors and sequences of them."""
+    """For functions of integers, numbers, bools, strings, tensors, sequences of them and literals."""
     names = list(signature(function).parameters)
     kinds = {name: kind for name, kind in get_type_hints(function).items() if name not in _OF_THEIR_OWN}
     where = function.__module__.rpartition(".")[2]
@@ -38,28 +38,34 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(function)
     def call(*given: _P.args, **named: _P.kwargs) -> _R:
         for name, value in (*zip(names, given), *named.items()):
-            if name in kinds and not _fits(value, kinds[name]):
+            if name in kinds and not fits(value, kinds[name]):
                 why = f"{name} {' '.join(shortened(value).split())} is of type {type(value).__name__}"
-                raise refuse(where, why, f"give {_words(kinds[name])}")
+                raise refuse(where, why, f"give {words(kinds[name])}")
         return function(*given, **named)
 
     return call
 
 
-def _fits(value: object, kind: object) -> bool:
+def fits(value: object, kind: object) -> bool:
+    """Whether a value is of a kind that a signature states; an integer is a number, and True is none."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
+        return any(fits(value, one) for one in get_args(kind))
     if get_origin(kind) in (Sequence, tuple):
         inside = get_args(kind)[0]
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(one, inside) for one in value)
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(fits(one, inside) for one in value)
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind)
 
 
-def _words(kind: object, several: bool = False) -> str:
+def words(kind: object, several: bool = False) -> str:
+    """What to give."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_words(one) for one in get_args(kind))
+        return " or ".join(words(one) for one in get_args(kind))
     if get_origin(kind) in (Sequence, tuple):
-        return f"a sequence of {_words(get_args(kind)[0], True)}"
+        return f"a sequence of {words(get_args(kind)[0], True)}"
     return _WORDS[kind][several]
