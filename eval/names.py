@@ -90,7 +90,9 @@ def _reducer(text: str) -> TokenReducer:
         # a list of one has no slash
         fitting = [given for given in (value, (value,)) if fits(given, kinds[key])]
         if not fitting:
-            raise ValueError(f"reduction {text!r}: {key} {value!r} does not fit; give {words(kinds[key])}")
+            wanted = words(kinds[key])
+            wanted += ", with / between them" if "sequence" in wanted else ""
+            raise ValueError(f"reduction {text!r}: {key} {value!r} does not fit; give {wanted}")
         options[key] = fitting[0]
     return cls(**options)
 
