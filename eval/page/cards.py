@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
 from PIL import Image
 
 from gnomon.data.image import load
@@ -45,14 +46,27 @@ def _card(one: Scored, record: Record, benchmarks: dict[str, Benchmark]) -> str:
 
 
 def _image(one: Scored, record: Record, benchmark: Benchmark) -> str:
-    """The picture drawn again, if it still is the one that was asked about."""
-    images = [load(image) for image in benchmark.sample(one.item).images]
-    if not images or [picture(pixels) for pixels in images] != record.image_sha256:
-        return '<div class="no-image">this version draws another picture</div>'
+    images = pictures(one, record, benchmark)
+    if isinstance(images, str):
+        return f'<div class="no-image">{images}</div>'
     buffer = io.BytesIO()
     Image.fromarray(images[0]).save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{escape(one.item.question, quote=True)}">'
+
+
+def pictures(one: Scored, record: Record, benchmark: Benchmark) -> list[np.ndarray] | str:
+    """The pictures made again, if they still are those that were asked about; else what stands in their place."""
+    if not record.image_sha256:
+        return "text only"
+    try:
+        images = [load(image) for image in benchmark.sample(one.item).images]
+    except (IndexError, ValueError, OSError):
+        # a user's file may be shorter by now, or moved
+        return "the picture is no longer there"
+    if [picture(pixels) for pixels in images] != record.image_sha256:
+        return "this version draws another picture"
+    return images
 
 
 def short(name: str) -> str:

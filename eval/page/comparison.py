@@ -10,13 +10,13 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from gnomon.data.image import load
 from gnomon.eval import compare
 from gnomon.eval.compare import Run
 from gnomon.eval.page import blocks, svg
+from gnomon.eval.page.cards import pictures
 from gnomon.eval.page.evaluation import Evaluation
 from gnomon.eval.record import Record
-from gnomon.eval.runner import kept_cells, picture
+from gnomon.eval.runner import kept_cells
 from gnomon.eval.shown import choose
 
 # Of a variant's identity, what the run that it is of does not have.
@@ -73,8 +73,8 @@ def _kept(base: Evaluation, variants: Sequence[Evaluation], examples: int) -> st
     lines = []
     for one in chosen:
         key = (one.item.task, one.item.id)
-        images = [load(image) for image in base.benchmarks[own[key].benchmark].sample(one.item).images]
-        if not images or [picture(pixels) for pixels in images] != own[key].image_sha256:
+        images = pictures(one, own[key], base.benchmarks[own[key].benchmark])
+        if isinstance(images, str):
             continue
         shown = [_figure(images[0], one.item.question, own[key].raw, one.score.value)]
         for found, value, variant in zip(records, scores, variants):

@@ -11,10 +11,11 @@ from typing import Any
 
 from gnomon.eval import table
 from gnomon.eval.benchmark import Benchmark, Row
+from gnomon.eval.cost import summarise
 from gnomon.eval.evaluate import Result, results
 from gnomon.eval.page import blocks, svg
 from gnomon.eval.page.cards import cards, short
-from gnomon.eval.record import Journal, Record, read_header, read_items
+from gnomon.eval.record import SUMMARY, Journal, Record, read_header, read_items
 from gnomon.vlm.part import build
 
 LEGEND = (
@@ -27,13 +28,17 @@ STANDINS = "Rows named standin/ are procedural: they compare models with each ot
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation directory holds, scored anew from the raw texts."""
+    """What one evaluation directory holds, scored anew from the raw texts.
+
+    stored   why it was not: a benchmark cannot be made again, so the result is the stored table, and no item is scored
+    """
 
     folder: Path
     header: dict[str, Any]
     benchmarks: dict[str, Benchmark]
     records: list[Record]
     result: Result
+    stored: str = ""
 
     @property
     def model(self) -> str:
@@ -44,9 +49,23 @@ def read(folder: Path) -> Evaluation:
     header, records = read_header(folder), read_items(folder)
     parts = ("class_path", "init_args")
     settings = header["identity"]["benchmarks"]
-    made = {name: build({key: spec[key] for key in parts}, Benchmark) for name, spec in settings.items()}
+    try:
+        made = {name: build({key: spec[key] for key in parts}, Benchmark) for name, spec in settings.items()}
+    except (ValueError, OSError) as error:
+        return Evaluation(folder, header, {}, records, _stored(folder, records), stored=str(error))
     journal = Journal(folder, header, {record.key: record for record in records})
     return Evaluation(folder, header, made, records, results(journal, list(made.values()), by_level=True))
+
+
+def _stored(folder: Path, records: list[Record]) -> Result:
+    """The table that the evaluation wrote; one without rows where it wrote none."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        rows = [Row(**{**row, "levels": tuple(row["levels"])}) for row in summary["rows"]]
+        protocols, truncated = summary["protocols"], summary["truncated"]
+    except (OSError, ValueError, KeyError, TypeError):
+        rows, protocols, truncated = [], {}, 0.0
+    return Result(folder, rows, [], protocols, summarise(records), truncated)
 
 
 def section(found: Evaluation, examples: int) -> str:
@@ -54,6 +73,11 @@ def section(found: Evaluation, examples: int) -> str:
     head = f"<h2>Evaluation of {escape(found.model)}</h2>"
     if not found.records:
         return head + blocks.note(f"{found.folder} has {EMPTY}.")
+    if found.stored:
+        there = "this is the table as it was stored" if result.rows else "and no table is stored"
+        head += blocks.note(f"The questions cannot be made again, {there}: {found.stored}")
+        if not result.rows:
+            return head
     rows = _whole(result.rows)
     means = [row for row in rows if row.tasks] or rows
     facts = [(_plain(row.name), f"{table.percent(row.score)} %") for row in means[-5:]]

@@ -9,7 +9,11 @@ from PIL import Image
 from gnomon.cli.main import main
 from gnomon.eval.benchmark import Benchmark, Item, Scored
 from gnomon.eval.benchmarks.rows import Rows
+from gnomon.eval.evaluate import evaluate
+from gnomon.eval.names import reducers
 from gnomon.eval.record import read_items
+from gnomon.eval.report import page
+from gnomon.eval.session import open_model
 from gnomon.vlm.fusion.add import Add
 from gnomon.vlm.geometry.tinygeo import TinyGeo
 from gnomon.vlm.part import build
@@ -120,6 +124,33 @@ def test_mistakes_are_told_before_any_work(written, rows, options, says):
     with pytest.raises(ValueError, match=says) as error:
         Rows(rows=written(*rows), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_report_outlives_the_rows_and_their_pictures(model_dir, written, tmp_path):
+    asked = [row(f"<image>\nWhat is {k}?", "red", image=f"{k}.png") for k in range(4)] + [row("And?", "yes")]
+    path = written(*asked)
+    loaded = open_model(str(model_dir), device="cpu")
+    reductions = {"random:0.5": reducers("random:0.5")}
+    evaluate(loaded, [Rows(rows=path)], out=tmp_path / "run", max_new_tokens=2, reductions=reductions)
+
+    def shown():
+        page([tmp_path / "run"], tmp_path / "page.html")
+        return (tmp_path / "page.html").read_text()
+
+    html = shown()
+    assert html.count("text only") == 1 and html.count("draws another") == html.count("no longer there") == 0
+    (tmp_path / "0.png").rename(tmp_path / "renamed.png")
+    html = shown()
+    assert html.count("no longer there") == 1 and html.count("What is 0?") and html.count('<article class="item">') == 5
+    written(*asked[:2])
+    html = shown()
+    assert html.count("no longer there") == 3 and html.count('<article class="item">') == 5
+    (tmp_path / "mine.jsonl").unlink()
+    html = shown()
+    assert "this is the table as it was stored" in html and "mine.jsonl: no such file" in html
+    assert "<td>rows/mine</td>" in html and "Provenance" in html
+    (tmp_path / "run" / "summary.json").unlink()
+    assert "and no table is stored" in shown()
 
 
 def test_from_the_command_line(surveying, written, capsys, tmp_path, monkeypatch):
