@@ -14,6 +14,8 @@ BENCHES = {
     "kernels": ("gnomon.cli.bench", "kernels", "attention operators, beside dense attention and others' kernels"),
 }
 
+DTYPE_HELP = "auto: bfloat16 on a GPU that has it, else float32 (default: auto)"
+
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
@@ -65,7 +67,7 @@ def decode(argv: list[str]) -> int:
     parser.add_argument(
         "--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N (default: auto)"
     )
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for decode.json and decode.md")
     args = parser.parse_args(argv)
 
@@ -126,8 +128,8 @@ def kernels(argv: list[str]) -> int:
         metavar="T",
         help="tokens (default: 576 2304 9216 36864 65536; --patience ends a row that becomes too slow)",
     )
-    parser.add_argument("--batch", type=_positive, default=1, metavar="N")
-    parser.add_argument("--heads", type=_positive, default=8, metavar="N")
+    parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="sequences at once (default: 1)")
+    parser.add_argument("--heads", type=_positive, default=8, metavar="N", help="heads of attention (default: 8)")
     parser.add_argument("--width", type=_positive, default=64, metavar="N", help="of a head (default: 64)")
     parser.add_argument("--impl", default="auto", help="implementation of every operator (default: auto)")
     parser.add_argument("--forward-only", action="store_true", help="without the backward pass")
@@ -137,7 +139,7 @@ def kernels(argv: list[str]) -> int:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="auto (a GPU when there is one), cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for kernels.json and kernels.md")
     args = parser.parse_args(argv)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from gnomon.data.sample import Source
 
@@ -38,12 +40,18 @@ def views(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def source(args: argparse.Namespace, count: int) -> Source:
-    known = dict.fromkeys(name for options in SOURCES.values() for name in options)
-    options = {name: getattr(args, name) for name in known if getattr(args, name) is not None}
+def told(args: argparse.Namespace, *, allowed: Collection[str]) -> dict[str, Any]:
+    """What was given about the samples; a ValueError where the source has no use for it."""
+    known = dict.fromkeys(name for options in (*SOURCES.values(), ("images",)) for name in options)
+    options = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
     for name in options:
-        if name not in SOURCES[args.source]:
+        if name not in allowed:
             raise ValueError(f"--{name} says nothing about {args.source}; leave it out")
+    return options
+
+
+def source(args: argparse.Namespace, count: int) -> Source:
+    options = told(args, allowed=SOURCES[args.source])
     if args.source == "scenes":
         from gnomon.data.sources.scenes.source import Scenes
 
@@ -88,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("source", help="diagrams, scenes, a LLaVA .json/.jsonl file, or a directory of shards")
     show.add_argument("--images", type=Path, help="directory that a .json file's image names are relative to")
     show.add_argument("--count", type=int, default=16, help="samples on the sheet (default 16)")
-    show.add_argument("--columns", type=int, default=4)
+    show.add_argument("--columns", type=int, default=4, help="samples side by side (default 4)")
     show.add_argument("--out", type=Path, default=Path("sheet.png"), help="PNG to write (default sheet.png)")
     return top
 
@@ -146,9 +154,13 @@ def tokenizer(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace) -> int:
     from gnomon.data.sheet import contact_sheet
 
+    if args.columns < 1:
+        raise ValueError(f"--columns {args.columns} is too small; use 1 or more")
     if args.source in SOURCES:
         samples = source(args, args.count)
     else:
+        rows = args.source.endswith((".json", ".jsonl"))
+        told(args, allowed=("images",) if rows else ())
         samples = existing(Path(args.source), args.images)
     chosen = [samples[i] for i in range(min(args.count, len(samples)))]
     # several views side by side need more room than one picture

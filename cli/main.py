@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 
@@ -24,6 +25,8 @@ COMMANDS = {
     "methods": ("gnomon.cli.methods", "main", "list what is in the box: title, paper, where it acts"),
 }
 INTERRUPTED, MISTAKE = 130, 2
+UNREAD = 141
+"""What a shell calls a program that writes to a closed pipe."""
 
 
 def usage() -> str:
@@ -57,6 +60,19 @@ def complain(message: str) -> int:
     return MISTAKE
 
 
+def _unread() -> bool:
+    """Whether nobody reads what we print any more, as behind `| head`; what is left of it then goes nowhere."""
+    import select
+
+    # a pipe's end that cannot be written to is reported whatever one asks about
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not pipe.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     show = bool(argv) and argv[0] == "--traceback"
@@ -75,8 +91,12 @@ def main(argv: list[str] | None = None) -> int:
         return complain(f"command {name!r} is unknown{nearest(name, list(COMMANDS))}")
     module, function, _ = COMMANDS[name]
     try:
-        return getattr(importlib.import_module(module), function)(rest) or 0
+        code = getattr(importlib.import_module(module), function)(rest) or 0
+        sys.stdout.flush()
+        return code
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return UNREAD
         # ValueError is how every part of gnomon reports a user's mistake; OSError names its file itself
         if show:
             traceback.print_exc()

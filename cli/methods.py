@@ -20,16 +20,13 @@ FAMILIES = {
     "compute": "vlm/compute",
     "fusion": "vlm/fusion",
     "auxiliary": "vlm/auxiliary",
-    "position": "vlm/position",
     "mixers": "vlm/mixers",
     "heads": "vlm/heads",
-    "mitigation": "vlm/mitigation",
     "softmax": "kernels/softmax",
     "linear": "kernels/linear",
     "sparse": "kernels/sparse",
     "recipes": "train/recipes",
     "benchmarks": "eval/benchmarks",
-    "probes": "eval/probes",
 }
 FIELDS = ("Paper", "Origin", "Rule", "Where", "Differs")
 HELPERS = {"base"}

@@ -91,9 +91,10 @@ class Processor:
         example = self._assemble(sample, text, spans)
         if len(example) > self.max_length:
             if not train or self.overlong != "truncate":
+                remedy = "raise it or set overlong to truncate or skip" if train else "ask less, or show fewer images"
                 raise TooLong(
                     f"{describe(sample)} has {len(example)} tokens ({int((example.image >= 0).sum())} of images), "
-                    f"max_length is {self.max_length}; raise it or set overlong to truncate or skip"
+                    f"max_length is {self.max_length}; {remedy}"
                 )
             example = example.cut(self.max_length)
         if train and not bool((example.labels != IGNORE).any()):

@@ -293,7 +293,7 @@ def calibrate(argv: list[str]) -> int:
     from gnomon.eval.session import open_model
 
     for name in args.benchmarks:
-        names.check("benchmark", name, names.known())
+        names.check_drawn(name)
     check_place(args.out)
     loaded = open_model(args.model, device=args.device, dtype=args.dtype)
     work.check_share(args.share, layers=len(loaded.model.lm.layers))

@@ -33,6 +33,16 @@ def check(kind: str, name: str, names: list[str]) -> None:
         raise ValueError(f"{kind} {name!r} is unknown; {hint}")
 
 
+def check_drawn(name: str) -> None:
+    """A ValueError for what is no benchmark, or one whose questions are in a file."""
+    check("benchmark", name, known())
+    drawn = [each for each in known() if "rows" not in inspect.signature(benchmark_class(each).__init__).parameters]
+    if name not in drawn:
+        raise ValueError(
+            f"benchmark {name!r} asks what a file holds, and none can be given here; use {' or '.join(drawn)}"
+        )
+
+
 def operators(names: list[str]) -> list[Member]:
     """Attention operators by name or family; without names all of them."""
     found = members()

@@ -1,11 +1,12 @@
 """`gnomon bench`: from the command line to files, on a model made of nothing but shapes."""
 
+import argparse
 import json
 
 import pytest
 import yaml
 
-from gnomon.cli.bench import _spread
+from gnomon.cli.bench import BENCHES, _spread
 from gnomon.cli.main import main
 
 PRESET = {
@@ -121,3 +122,15 @@ def test_a_place_that_is_a_file_is_told_before_anything_is_measured(preset, tmp_
     printed = capsys.readouterr()
     assert f"--out {place} cannot be made a folder (File exists); use another --out" in printed.err
     assert printed.err.count("\n") == 1 and not printed.out and place.read_text() == "kept"
+
+
+@pytest.mark.parametrize("bench", ["decode", "kernels"])
+def test_every_option_says_what_it_is(bench, capsys, monkeypatch):
+    made = []
+    add = argparse.ArgumentParser.add_argument
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", lambda *a, **k: made.append(k) or add(*a, **k))
+    with pytest.raises(SystemExit):
+        main(["bench", bench, "--help"])
+    # the description lists the benches
+    untold = [option for option in made if "help" not in option and option.get("choices") != list(BENCHES)]
+    assert len(made) > 10 and untold == [] and "--dtype" in capsys.readouterr().out

@@ -65,6 +65,12 @@ def test_a_tokenizer_of_scenes(tmp_path):
     [
         (["scenes", "--levels", "1"], "--levels says nothing about scenes; leave it out"),
         (["diagrams", "--views", "2"], "--views says nothing about diagrams; leave it out"),
+        (["diagrams", "--images", "im"], "--images says nothing about diagrams; leave it out"),
+        (["rows.jsonl", "--tasks", "nonsense"], "--tasks says nothing about rows.jsonl; leave it out"),
+        (["rows.jsonl", "--levels", "9"], "--levels says nothing about rows.jsonl; leave it out"),
+        (["rows.jsonl", "--seed", "7", "--images", "im"], "--seed says nothing about rows.jsonl; leave it out"),
+        (["shards", "--images", "im"], "--images says nothing about shards; leave it out"),
+        (["diagrams", "--columns", "0"], "--columns 0 is too small; use 1 or more"),
         (["scenes", "--prompt", "official"], "choose from question, words"),
         (["scenes", "--views", "few"], "neither N nor FEWEST-MOST; try 3 or 2-4"),
         (["scenes", "--views", "1", "--tasks", "count"], "'count' needs 2 views"),

@@ -1,5 +1,6 @@
 """The `gnomon` command itself: quick help, clear mistakes."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,25 @@ def test_help_is_quick_and_imports_nothing_heavy():
 def test_methods_imports_no_torch():
     code = "import sys; from gnomon.cli.main import main; main(['methods']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_it_without_a_word(unbuffered):
+    command = [sys.executable, "-m", "gnomon.cli.main", "methods"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_a_pipe_of_something_else_is_told(monkeypatch, capfd):
+    def broken(argv):
+        raise BrokenPipeError(32, "a worker is gone")
+
+    monkeypatch.setattr("gnomon.cli.methods.main", broken)
+    assert main(["methods"]) == 2
+    assert capfd.readouterr().err == "gnomon: [Errno 32] a worker is gone\n"
 
 
 @pytest.mark.parametrize(

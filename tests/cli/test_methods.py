@@ -49,3 +49,8 @@ def test_what_has_no_paper_says_where_it_comes_from(capsys):
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[1]: lines[i + 1].split()[0] for i, line in enumerate(lines) if line.startswith("geometry")}
     assert told["VGGT:"] == "paper" and told["Known:"] == "origin"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_that_is_offered_has_methods(family):
+    assert files(family)

@@ -168,7 +168,7 @@ class TestTooLong:
     # <|user|> + 6 slots + <|assistant|> + n letters + <|end|>
     def test_limit_is_inclusive(self, demo):
         assert len(replace(demo, max_length=12).example(sample("<image>", "abc"), train=True)) == 12
-        with pytest.raises(TooLong, match=r"'x7' has 12 tokens \(6 of images\), max_length is 11"):
+        with pytest.raises(TooLong, match=r"'x7' has 12 tokens \(6 of images\), max_length is 11; raise it or set"):
             replace(demo, max_length=11).example(sample("<image>", "abc"), train=True)
 
     def test_truncation_cuts_the_end(self, demo, demo_tokenizer):
@@ -191,7 +191,8 @@ class TestTooLong:
             replace(demo, max_length=8, overlong="truncate").example(sample("<image>", "abc"), train=True)
 
     def test_prompts_are_never_cut(self, demo):
-        with pytest.raises(TooLong):
+        # whoever only asks has no such options
+        with pytest.raises(TooLong, match=r"max_length is 5; ask less, or show fewer images$"):
             replace(demo, max_length=5, overlong="truncate").example(sample("<image>"), train=False)
 
 

@@ -58,6 +58,12 @@ def test_a_wrong_share_is_told_before_any_sample_is_read(capsys, monkeypatch, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_questions_of_a_file_are_refused(capsys):
+    assert main(["calibrate", "demo", "--share", "0.1", "--benchmarks", "diagrams,rows"]) == 2
+    said = "gnomon: benchmark 'rows' asks what a file holds, and none can be given here; use diagrams or scenes\n"
+    assert capsys.readouterr().err == said
+
+
 def test_command_writes_an_overlay_that_a_model_takes(tmp_path, capsys):
     out = tmp_path / "yopo.yaml"
     assert main(["calibrate", "demo", "--share", "0.1", "--samples", "4", "--out", str(out)]) == 0
