@@ -177,6 +177,8 @@ def test_perfect_predictions_cost_nothing_but_confidence():
     """The targets are those of an encoder that knows: depth and points over the mean distance, cameras exactly."""
 
     class Perfect(Known):
+        needs = frozenset()
+
         def forward(self, scenes, *, layers=(), heads=()):
             given = batch
             out = super().forward(given, layers=layers, heads=heads)
