@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -76,6 +75,7 @@ def decode(argv: list[str]) -> int:
     from gnomon.eval import names
     from gnomon.eval.bench import models, table
     from gnomon.eval.bench.decode import measure
+    from gnomon.eval.record import check_place
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -84,7 +84,7 @@ def decode(argv: list[str]) -> int:
     for reducers in settings.values():
         model.check(reducers)
     if args.out is not None:
-        _make_folder(args.out)
+        check_place(args.out / "decode.json")
     about = {
         "model": args.model,
         "dtype": str(next(model.lm.parameters()).dtype).removeprefix("torch."),
@@ -193,16 +193,6 @@ def _spread(reduce: list[str], kept: list[float]) -> list[str]:
             named = [(name if _has_ratio(name) else f"{name}:{share:g}", *options) for name, *options in parts]
             wanted.append("+".join(map("".join, named)))
     return wanted
-
-
-def _make_folder(path: Path) -> None:
-    """Before anything is measured: what cannot be written down is not worth the time."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {path} cannot be made a folder ({error.strerror}); use another --out") from error
-    if not os.access(path, os.W_OK):
-        raise ValueError(f"--out {path} cannot be written to; use another --out")
 
 
 def _has_ratio(reduction: str) -> bool:

@@ -120,7 +120,7 @@ def test_a_place_that_is_a_file_is_told_before_anything_is_measured(preset, tmp_
     place.write_text("kept")
     assert main(["bench", "decode", preset, "--device", "cpu", "--out", str(place)]) == 2
     printed = capsys.readouterr()
-    assert f"--out {place} cannot be made a folder (File exists); use another --out" in printed.err
+    assert f"{place}/decode.json cannot be written (File exists); choose another --out" in printed.err
     assert printed.err.count("\n") == 1 and not printed.out and place.read_text() == "kept"
 
 
