@@ -51,7 +51,7 @@ def write(
     first = hashlib.sha256(repr(members(source, 0)).encode()).hexdigest()
     plan = {"count": count, "shard_size": shard_size, "of": len(source), "first": first}
     if settings := source.settings():
-        plan["source"] = settings
+        plan["source"] = {"class_path": f"{type(source).__module__}.{type(source).__qualname__}", **settings}
     _agree(out / "shards.json", plan)
 
     def done(samples: int) -> None:

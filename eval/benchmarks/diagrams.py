@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from gnomon.data.generator import generator_sha256
 from gnomon.data.sample import IMAGE_MARK, Sample
 from gnomon.data.sources.diagrams import source
 from gnomon.data.sources.diagrams.source import LEVELS, TASKS
@@ -78,8 +76,8 @@ class Diagrams(Benchmark):
 
     def settings(self) -> dict[str, Any]:
         """The generator's source is part of them: a figure drawn otherwise is another question."""
-        generator = generator_sha256(Path(source.__file__).parent)
-        return {**self.spec(), "tasks": self.tasks, "levels": self.levels, "generator_sha256": generator}
+        about = {"tasks": self.tasks, "levels": self.levels, "generator_sha256": source.generator()}
+        return {**self.spec(), **about}
 
     def count(self, limit: int | None = None) -> int:
         return len(self.tasks) * (self.default_limit if limit is None else limit)

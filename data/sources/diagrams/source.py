@@ -114,7 +114,6 @@ class Diagrams(Source):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "seed": self.seed,
             "split": self.split,
             "mixture": self.mixture,
@@ -123,7 +122,7 @@ class Diagrams(Source):
             "prompt": self.prompt,
             "style": self.style,
             "ruler": self.ruler,
-            "generator_sha256": generator_sha256(Path(__file__).parent),
+            "generator_sha256": generator(),
         }
 
     def __getitem__(self, index: int) -> Sample:
@@ -181,6 +180,11 @@ class Diagrams(Source):
         if self.prompt == "words":
             return in_words(question)
         return official(question) if self.prompt == "official" else (question.text, question.reply)
+
+
+def generator() -> str:
+    """A hash of what draws."""
+    return generator_sha256(Path(__file__).parent)
 
 
 def _gist(question: Question) -> frozenset[str]:

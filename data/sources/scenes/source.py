@@ -139,7 +139,6 @@ class Scenes(Source):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "seed": self.seed,
             "split": self.split,
             "tasks": self.tasks,
