@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import elu, pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from gnomon.kernels.checks import refuse
 from gnomon.kernels.example import Example, Sizes
@@ -143,22 +144,25 @@ def dense(
 
 def chunk(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, state: State | None, weight: Tensor | None,
-    bias: Tensor | None, plan: Plan, feature: str, strip: int = 16,
+    bias: Tensor | None, plan: Plan, feature: str,
 ) -> Result:  # fmt: skip
-    """Only the critical blocks are read, for `strip` blocks of queries at a time, and sums of the marginal ones."""
+    """Only the critical blocks are read, and sums of the marginal ones.
+
+    What is read at once is as much as all keys, whose gradient it needs: with less, most of the backward pass would be
+    zeros. It is read again there: kept, it would be the critical share of all pairs of blocks.
+    """
     critical, marginal = classify(q, k, plan)
-    rows, keys, values = blocked(q, plan.block_q), blocked(k, plan.block_k), blocked(v, plan.block_k)
+    strip = max(marginal.shape[3] // critical.shape[3], 1)
+    rows, keys, values = (blocked(x, size) for x, size in ((q, plan.block_q), (k, plan.block_k), (v, plan.block_k)))
     place = torch.arange(keys.shape[2] * plan.block_k, device=q.device).reshape(-1, plan.block_k)
-    batch = torch.arange(len(q), device=q.device)[:, None, None, None]
-    head = torch.arange(q.shape[2], device=q.device)[:, None, None]
+    # a row for each block of each head
+    begins = torch.arange(0, len(q) * q.shape[2] * keys.shape[2], keys.shape[2], device=q.device)
+    begins, keys, values = begins.view(len(q), -1, 1, 1), keys.flatten(0, 2), values.flatten(0, 2)
     outputs = []
     for here, index in zip(rows.split(strip, 2), critical.split(strip, 2)):
-        # one small attention per block of queries: (B H strip, 1, block_q, D) over (B H strip, 1, c block_k, D)
-        near, worth = (x[batch, head, index].flatten(3, 4).flatten(0, 2)[:, None] for x in (keys, values))
-        allowed = (place[index] < k.shape[1]).flatten(3, 4).flatten(0, 2)[:, None, None]
-        allowed = allowed.expand(-1, -1, plan.block_q, -1)
-        o = scaled_dot_product_attention(here.flatten(0, 2)[:, None], near, worth, attn_mask=allowed, scale=scale)
-        outputs.append(o[:, 0].unflatten(0, here.shape[:3]))
+        allowed = place[index] < k.shape[1] if k.shape[1] % plan.block_k else None
+        read = keys, values, (begins + index).flatten(), allowed, scale
+        outputs.append(checkpoint(_read, here, *read, use_reentrant=False, preserve_rng_state=False))
     o = torch.cat(outputs, 2)
     if weight is not None:
         features, moment, norm = moments(q, k, v, marginal, weight, plan, feature)
@@ -167,6 +171,16 @@ def chunk(
         o = o + (features @ moment / below.masked_fill(below == 0, 1)).to(o.dtype)
     o = o.flatten(2, 3).transpose(1, 2)[:, : q.shape[1]]
     return o if bias is None else o + bias.to(o.dtype), None
+
+
+def _read(q: Tensor, keys: Tensor, values: Tensor, index: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """(B,H,s,block,V) of s blocks of queries for each head, over rows of keys and values, a small attention each."""
+    each = q.flatten(0, 2)[:, None]
+    near, worth = (x.index_select(0, index).view(len(each), 1, -1, x.shape[2]) for x in (keys, values))
+    if allowed is not None:
+        allowed = allowed.view(len(each), 1, 1, -1).expand(-1, -1, each.shape[2], -1)
+    o = scaled_dot_product_attention(each, near, worth, attn_mask=allowed, scale=scale)
+    return o[:, 0].unflatten(0, q.shape[:3])
 
 
 def moments(
