@@ -106,8 +106,10 @@ def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
         tiles = []
         for start in range(0, mask.q.length, block):
             strip = mask.dense(heads, start=start, stop=start + block)
+            # `any` of booleans takes fifty times as long on a CPU
+            keys = strip.flatten(0, 2).view(torch.uint8).amax(0).nonzero()[:, 0]
             # a tile that sees nothing reads one key, and nothing of it
-            keys = strip.flatten(0, 2).any(0).nonzero()[:, 0] if bool(strip.any()) else strip.new_zeros(1).long()
+            keys = keys if len(keys) else keys.new_zeros(1)
             tiles.append((keys, strip[..., keys]))
         return tiles
 
