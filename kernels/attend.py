@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from gnomon.kernels.mask import Bound, Causal, Everything, walk
 from gnomon.kernels.masks.atoms import Group
@@ -145,6 +145,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float
         q = q.reshape(*k.shape[:2], -1, q.shape[3])
         if allowed is not None and allowed.shape[1] > 1:
             allowed = allowed.reshape(len(allowed), k.shape[1], -1, allowed.shape[3])
+    width, scored = v.shape[3], q.shape[3]
+    if q.device.type == "cpu" and width != scored and not alone:
+        # torch's kernel for the CPU has one width for all, and without it all scores are in memory
+        q, k, v = (pad(x, (0, max(width, scored) - x.shape[3])) for x in (q, k, v))
     how = {"scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
     if allowed is None:
         o = scaled_dot_product_attention(q, k, v, is_causal=causal and not alone, **how)
@@ -152,6 +156,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float
         seen = allowed.any(-1, keepdim=True)
         o = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~seen, **how)
         o = torch.where(seen, o, torch.zeros((), dtype=o.dtype, device=o.device))
+    o = o[..., :width]
     return (o.reshape(len(o), heads, 1, -1) if alone else o).transpose(1, 2)
 
 

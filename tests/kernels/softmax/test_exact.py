@@ -127,3 +127,12 @@ def test_a_step_does_not_copy_what_it_reads():
     with Largest() as seen:
         exact(q, k, v, mask=CAUSAL, state=cache, impl="sdpa")
     assert seen.bytes == cache["k"].nbytes + k.nbytes
+
+
+@pytest.mark.parametrize("width, value_width", [(32, 64), (64, 32)])
+def test_values_of_another_width_do_not_bring_all_scores_into_memory(width, value_width):
+    q, k, v = (torch.randn(1, 1024, 2, n) for n in (width, width, value_width))
+    with Largest() as seen:
+        o, _ = exact(q, k, v, mask=CAUSAL, impl="sdpa")
+    assert seen.bytes < 1024 * 1024
+    assert torch.allclose(o, exact(q, k, v, mask=CAUSAL, impl="reference")[0], atol=1e-5)
