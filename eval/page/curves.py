@@ -78,14 +78,24 @@ def thin(series: Series, *, most: int = 800) -> Series:
 
 
 def _rows(path: Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
             return
-        for line in file:
+        for number, line in enumerate(file, 1):
             # the last line of a run that was killed may be half written
             if line.endswith("\n") and line.strip():
-                yield json.loads(line)
+                yield _row(line, f"{path} line {number}")
+
+
+def _row(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged ({error}); delete the line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {row!r} and no row of metrics; delete the line")
+    return row
 
 
 def _float(value: object) -> float | None:

@@ -20,6 +20,14 @@ def test_jsonl_with_stages_and_a_torn_line(tmp_path):
     assert read(path) == {"loss": ([10, 20, 30], [3.0, 2.0, 1.5]), "lr": ([20], [0.1])}
 
 
+@pytest.mark.parametrize("line", [b"{broken", b"[3]", b"\xff\xfe"])
+def test_a_damaged_line_is_named(line, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 2, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl line 2 is .*; delete the line"):
+        read(path)
+
+
 def test_csv_with_gaps(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step,train/loss,val/acc\n0,1,2.5,\n0,2,,0.5\n0,3,nan,\n")
