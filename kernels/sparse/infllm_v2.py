@@ -153,7 +153,7 @@ def chunk(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None, plan: Plan,
     means: Tensor | None, strip: int = 128,
 ) -> Result:  # fmt: skip
-    """`strip` tokens at a time read the blocks that any of them chose, as many for each head as for the busiest.
+    """`strip` tokens at a time read the blocks that any of them chose, head by head of the keys.
 
     What a strip reads is gathered again in backward: kept for all of them, it would be the keys once per strip.
     """
@@ -161,41 +161,36 @@ def chunk(
     if keys <= plan.dense_length:
         return dense(attend.sdpa, q, k, v, mask=mask, scale=scale)
     means = compress(k, plan) if means is None else means
-    past, blocks, outputs = past_of(mask), -(-keys // plan.block), []
-    # a row for each block of each key head
-    rows = [
-        pad(x.transpose(1, 2), (0, 0, 0, blocks * plan.block - keys)).reshape(-1, plan.block, x.shape[3])
-        for x in (k, v)
-    ]
+    past, outputs = past_of(mask), []
+    rows = [x.transpose(1, 2).flatten(0, 1).unbind() for x in (k, v)]
     for start in range(0, q.shape[1], strip):
         here = q[:, start : start + strip]
         position = past + start + torch.arange(here.shape[1], device=q.device)
-        chosen = _chosen(here, means, past + start, keys, scale, plan)
-        o = checkpoint(_read, here, *rows, chosen, position, scale, use_reentrant=False, preserve_rng_state=False)
-        outputs.append(o.unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4).flatten(2, 3))
+        chosen = _chosen(here, means, past + start, keys, scale, plan).flatten(0, 1)
+        # the query heads of a key head are the heads of an attention of its own
+        mine = here.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        each = [
+            checkpoint(_read, *row, position, plan.block, scale, use_reentrant=False, preserve_rng_state=False)
+            for row in zip(mine, *rows, chosen)
+        ]
+        outputs.append(torch.stack(each).unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4).flatten(2, 3))
     return torch.cat(outputs, 1), None
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, position: Tensor, scale: float) -> Tensor:
-    """(B*Hk,h,Q,V) of queries (B,Q,H,D) that chose (B,Hk,Q,blocks) among blocks (B*Hk*blocks,block,D) and V."""
-    batch, heads, _, blocks = chosen.shape
-    block = k.shape[1]
-    union = chosen.any(2)
-    most = int(union.sum(-1).max())
-    read = union.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :most]
-    allowed = chosen.gather(3, read[:, :, None].expand(-1, -1, len(position), -1)).repeat_interleave(block, 3)
-    inside = torch.arange(block, device=q.device)
-    allowed &= (read[..., None] * block + inside).flatten(2)[:, :, None] <= position[:, None]
-    begins = blocks * torch.arange(batch * heads, device=q.device).view(batch, heads, 1)
-    # the query heads of a key head are the heads of an attention of its own
-    mine = q.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
-    theirs = (x.index_select(0, (begins + read).flatten()).view(batch * heads, 1, most * block, -1) for x in (k, v))
-    return scaled_dot_product_attention(
-        mine,
-        *(x.expand(-1, mine.shape[1], -1, -1) for x in theirs),
-        attn_mask=allowed.flatten(0, 1)[:, None],
-        scale=scale,
-    )
+def _read(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, position: Tensor, block: int, scale: float) -> Tensor:
+    """(h,Q,V) of the queries (h,Q,D) of one key head, over the blocks of (K,D) and (K,V) that any of them chose, of
+    (Q,blocks).
+    """
+    union = chosen.any(0).nonzero()[:, 0]
+    place = (union[:, None] * block + torch.arange(block, device=q.device)).flatten()
+    hidden = q.new_zeros(len(position), len(union)).masked_fill(~chosen[:, union], -torch.inf)
+    hidden = hidden.repeat_interleave(block, 1)
+    # ascending: what comes later than some of the queries is at the end, and behind it what the last block lacks
+    late = int((place <= position[0]).sum())
+    hidden[:, late:].masked_fill_(place[late:] > position[:, None], -torch.inf)
+    place = place.clamp(max=len(k) - 1)
+    near, worth = (x.index_select(0, place).expand(1, len(q), -1, -1) for x in (k, v))
+    return scaled_dot_product_attention(q[None], near, worth, attn_mask=hidden, scale=scale)[0]
 
 
 def _chosen(q: Tensor, means: Tensor, past: int, keys: int, scale: float, plan: Plan) -> Tensor:
