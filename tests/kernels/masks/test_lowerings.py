@@ -114,3 +114,11 @@ def test_tokens_at_one_position_are_no_causal_group():
     tokens = TEXT.having(p=torch.arange(37) // 2)
     assert groups.groups(CAUSAL.on(tokens)) is None
     assert bool(CAUSAL.on(tokens).dense()[0, 0, 0, 1])
+
+
+def test_blocks_of_many_queries_are_counted():
+    """More than 16 bits hold: all see the first key, all but one the second."""
+    bound = CAUSAL.on(Tokens.line(40_000), Tokens.line(2))
+    lists = blocks.block_lists(bound, block_q=40_000, block_k=1)
+    full, partial = lists.dense()
+    assert full[0, 0].tolist() == [[True, False]] and partial[0, 0].tolist() == [[False, True]]
