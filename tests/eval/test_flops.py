@@ -163,7 +163,9 @@ def test_a_mixer_of_softmax_counts_every_key_that_it_remembers(mixer, flop_count
     shape, state = Decoder.of(lm), lm.new_state()
     with flop_counter() as prefill:
         lm(torch.randn(1, 300, 64), TokenLayout.text(1, 300), state)
-    assert shape.prefill([300] * 3) == pytest.approx(prefill.get_total_flops(), rel=0.02)
+    # torch's kernel for the CPU reads queries and keys with zeros up to the width of the values, which is twice theirs
+    zeros = 2 * 4 * 2 * 300**2 * 16 if mixer is GroupedDifferential else 0
+    assert shape.prefill([300] * 3) == pytest.approx(prefill.get_total_flops() - zeros, rel=0.02)
     kept = sum(x.nbytes for i in (0, 2) for x in state.layers[i].memory.values())
     kept += state.layers[1].keys.nbytes + state.layers[1].values.nbytes
     assert shape.cache_bytes([300] * 3, 4) == kept
