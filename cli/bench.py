@@ -75,7 +75,7 @@ def decode(argv: list[str]) -> int:
     from gnomon.eval import names
     from gnomon.eval.bench import models, table
     from gnomon.eval.bench.decode import measure
-    from gnomon.eval.record import check_place
+    from gnomon.eval.record import check_place, write_text
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -107,8 +107,8 @@ def decode(argv: list[str]) -> int:
         print(f"\n{parts[-1]}")
         sys.stdout.flush()
     if args.out is not None:
-        (args.out / "decode.json").write_text(json.dumps({**about, "results": data}, indent=1) + "\n")
-        (args.out / "decode.md").write_text("\n\n".join(parts) + "\n")
+        write_text(args.out / "decode.json", json.dumps({**about, "results": data}, indent=1) + "\n")
+        write_text(args.out / "decode.md", "\n\n".join(parts) + "\n")
     return 0
 
 
