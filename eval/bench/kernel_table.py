@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gnomon.eval.bench.kernels import Timing
+from gnomon.eval.record import write_text
 from gnomon.kernels.analysis.roofline import Device
 
 COLUMNS = (
@@ -53,13 +54,10 @@ class Report:
             self._write("kernels.md", "\n".join(lines) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        """Whole or not at all: what was there stays until all of the new is on the disk."""
         assert self.folder is not None
-        part = self.folder / f"{name}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(text)
-            part.replace(self.folder / name)
+            write_text(self.folder / name, text)
         except OSError as error:
             raise ValueError(f"{self.folder / name} cannot be written ({error.strerror}); use another --out") from error
 
