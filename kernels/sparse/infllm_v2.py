@@ -12,13 +12,13 @@ Differs: blocks of the future are never chosen (they cannot fill places that tie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from gnomon.kernels import attend
 from gnomon.kernels.checks import check_cache, check_qkv, refuse
@@ -26,10 +26,8 @@ from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
 from gnomon.kernels.sparse.base import twin_refuses
+from gnomon.kernels.sparse.by_keys import attend_by_keys
 from gnomon.kernels.typed import typed
-
-STRIP = 512
-"""Queries whose scores are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -106,34 +104,66 @@ def compress(k: Tensor, plan: Plan, known: Tensor | None = None) -> Tensor:
 
 
 def select(q: Tensor, means: Tensor, *, past: int, keys: int, scale: float, plan: Plan) -> tuple[Tensor, Tensor]:
-    """The blocks of each token and key head (B,Hk,Q,n), best first, and which of the n count; no gradient."""
-    with torch.no_grad():
-        strips = [
-            _select(strip, means, past + number * STRIP, keys, scale, plan)
-            for number, strip in enumerate(q.split(STRIP, 1))
-        ]
-        return torch.cat([index for index, _ in strips], 2), torch.cat([listed for _, listed in strips], 2)
+    """The blocks of each token and key head (B,Hk,Q,n), ascending, and which of the n count; no gradient."""
+    places, counted = [], []
+    for chosen in choices(q, means, past=past, keys=keys, scale=scale, plan=plan):
+        # stable: chosen ones first, ascending
+        order = chosen.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., : plan.top]
+        places.append(order)
+        counted.append(chosen.gather(-1, order))
+    return torch.cat(places, 2), torch.cat(counted, 2)
 
 
-def _select(q: Tensor, means: Tensor, past: int, keys: int, scale: float, plan: Plan) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    heads, windows, blocks = means.shape[2], means.shape[1], -(-keys // plan.block)
-    position = torch.arange(past, past + q.shape[1], device=q.device)
-    window, block = torch.arange(windows, device=q.device), torch.arange(blocks, device=q.device)
-    scores = torch.einsum("bqhgd,bwhd->bhgqw", q.to(wide).unflatten(2, (heads, -1)), means.to(wide)) * scale
-    complete = window * plan.stride + plan.pool - 1 <= position[:, None]
-    # finite, so that a query before the first complete window has weights to drop and no NaN
-    weights = scores.masked_fill(~complete, torch.finfo(wide).min).softmax(-1).masked_fill(~complete, 0).sum(2)
+@torch.no_grad()
+def choices(
+    q: Tensor, means: Tensor, *, past: int, keys: int, scale: float, plan: Plan, strip: int = 512
+) -> Iterator[Tensor]:
+    """The chosen blocks (B,Hk,s,blocks) bool of one strip of tokens after the other; no gradient."""
+    blocks = -(-keys // plan.block)
+    for number, here in enumerate(q.split(strip, 1)):
+        first = past + number * strip
+        # what is later than the whole strip is neither scored nor ranked
+        last = first + here.shape[1] - 1
+        windows = max((last - plan.pool + 1) // plan.stride + 1, 0)
+        found = _choose(here, means[:, :windows], first, last // plan.block + 1, scale, plan)
+        yield pad(found, (0, blocks - found.shape[-1]))
+
+
+def _choose(q: Tensor, means: Tensor, past: int, blocks: int, scale: float, plan: Plan) -> Tensor:
+    """(B,Hk,Q,blocks) bool."""
+    heads = means.shape[2]
+    position = torch.arange(past, past + q.shape[1], device=q.device)[:, None]
+    block, own = torch.arange(blocks, device=q.device), position // plan.block
+    if blocks <= plan.top:
+        return (block <= own).expand(len(q), heads, -1, -1)
     # block j is touched by the windows that begin in it and by those that reach into it
     each, before = plan.block // plan.stride, plan.pool // plan.stride - 1
-    weights = pad(weights, (before, blocks * each - windows)).flatten(0, 1)
-    score = max_pool1d(weights, each + before, each).unflatten(0, (q.shape[0], heads))
-    own = position[:, None] // plan.block
+    window = torch.arange(-before, blocks * each, device=q.device)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grouped = (q.to(wide) * scale).unflatten(2, (heads, -1))
+    windows = pad(means.to(wide), (0, 0, 0, 0, before, blocks * each - means.shape[1]))
+    scores = torch.einsum("bqhgd,bwhd->bhgqw", grouped, windows)
+    # windows from here on are later than some of the tokens
+    late = before + max((past - plan.pool + 1) // plan.stride + 1, 0)
+    hidden = window[late:] * plan.stride + plan.pool - 1 > position
+    # finite, so that a token before the first complete window has weights to drop and no NaN
+    scores[..., :before] = torch.finfo(wide).min
+    scores[..., late:].masked_fill_(hidden, torch.finfo(wide).min)
+    weights = scores.softmax(-1)
+    weights[..., :before] = 0
+    weights[..., late:].masked_fill_(hidden, 0)
+    score = max_pool1d(weights.sum(2).flatten(0, 1), each + before, each).unflatten(0, (len(q), heads))
     forced = (block < plan.first) | (block >= own - plan.local)
-    score = score.masked_fill(forced, torch.inf).masked_fill(block > own, -torch.inf)
-    # stable: of equal scores the first, everywhere
-    score, index = score.sort(dim=-1, descending=True, stable=True)
-    return index[..., : plan.top], score[..., : plan.top] > -torch.inf
+    score = score.masked_fill_(forced, torch.inf).masked_fill_(block > own, -torch.inf)
+    # the last that is chosen, and not a sort of all: of those that tie with it, the first
+    least = score.topk(plan.top, sorted=True).values[..., -1:]
+    chosen = (score >= least) & (block <= own)
+    tied = chosen.view(torch.uint8).sum(-1, dtype=torch.int32) > plan.top
+    if bool(tied.any()):
+        score, least = score[tied], least[tied]
+        above, equal = score > least, score == least
+        chosen[tied] = above | equal & (equal.cumsum(-1) <= plan.top - above.sum(-1, keepdim=True))
+    return chosen
 
 
 def masked(
@@ -143,61 +173,48 @@ def masked(
     if k.shape[1] <= plan.dense_length:
         return dense(attend.reference, q, k, v, mask=mask, scale=scale)
     means = compress(k, plan) if means is None else means
-    chosen = _chosen(q, means, past_of(mask), k.shape[1], scale, plan)
-    chosen = chosen.repeat_interleave(plan.block, 3)[..., : k.shape[1]]
+    how = {"past": past_of(mask), "keys": k.shape[1], "scale": scale, "plan": plan}
+    chosen = torch.cat(list(choices(q, means, **how)), 2).repeat_interleave(plan.block, 3)[..., : k.shape[1]]
     rule = Given(chosen.repeat_interleave(q.shape[2] // k.shape[2], 1))
     return dense(attend.reference, q, k, v, mask=mask & rule, scale=scale)
 
 
 def chunk(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None, plan: Plan,
-    means: Tensor | None, strip: int = 128,
+    means: Tensor | None, few: int = 128, most: int = 2**25,
 ) -> Result:  # fmt: skip
-    """`strip` tokens at a time read the blocks that any of them chose, head by head of the keys.
+    """Head by head of the keys, block by block; up to `few` tokens read all that any of them chose at once.
 
-    What a strip reads is gathered again in backward: kept for all of them, it would be the keys once per strip.
+    most  bytes that say which token chose which block, in memory at once
     """
-    batch, keys, heads, _ = k.shape
+    keys, heads = k.shape[1:3]
     if keys <= plan.dense_length:
         return dense(attend.sdpa, q, k, v, mask=mask, scale=scale)
-    means = compress(k, plan) if means is None else means
-    past, outputs = past_of(mask), []
-    rows = [x.transpose(1, 2).flatten(0, 1).unbind() for x in (k, v)]
-    for start in range(0, q.shape[1], strip):
-        here = q[:, start : start + strip]
-        position = past + start + torch.arange(here.shape[1], device=q.device)
-        chosen = _chosen(here, means, past + start, keys, scale, plan).flatten(0, 1)
-        # the query heads of a key head are the heads of an attention of its own
-        mine = here.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
-        each = [
-            checkpoint(_read, *row, position, plan.block, scale, use_reentrant=False, preserve_rng_state=False)
-            for row in zip(mine, *rows, chosen)
-        ]
-        outputs.append(torch.stack(each).unflatten(0, (batch, heads)).permute(0, 3, 1, 2, 4).flatten(2, 3))
-    return torch.cat(outputs, 1), None
+    means, past = compress(k, plan) if means is None else means, past_of(mask)
+    many, rows = max(most * plan.block // keys, 1), []
+    for b, head in product(range(len(q)), range(heads)):
+        group = q[b].unflatten(1, (heads, -1))[:, head]
+        near, worth, mean = k[b, :, head], v[b, :, head], means[b : b + 1, :, head : head + 1]
+        for number, here in enumerate(group.split(many)):
+            first = past + number * many
+            found = choices(here[None], mean, past=first, keys=keys, scale=scale, plan=plan)
+            chosen = torch.cat([each[0, 0] for each in found])
+            read = _read if len(here) <= few else attend_by_keys
+            rows.append(read(here, near, worth, chosen, block=plan.block, scale=scale, past=first))
+    o = torch.cat(rows).view(len(q), heads, q.shape[1], -1, v.shape[3])
+    return o.transpose(1, 2).flatten(2, 3), None
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, position: Tensor, block: int, scale: float) -> Tensor:
-    """(h,Q,V) of the queries (h,Q,D) of one key head, over the blocks of (K,D) and (K,V) that any of them chose, of
-    (Q,blocks).
-    """
+def _read(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, *, block: int, scale: float, past: int) -> Tensor:
+    """As `attend_by_keys`, over the blocks that any of the queries chose."""
     union = chosen.any(0).nonzero()[:, 0]
     place = (union[:, None] * block + torch.arange(block, device=q.device)).flatten()
-    hidden = q.new_zeros(len(position), len(union)).masked_fill(~chosen[:, union], -torch.inf)
-    hidden = hidden.repeat_interleave(block, 1)
-    # ascending: what comes later than some of the queries is at the end, and behind it what the last block lacks
-    late = int((place <= position[0]).sum())
-    hidden[:, late:].masked_fill_(place[late:] > position[:, None], -torch.inf)
-    place = place.clamp(max=len(k) - 1)
-    near, worth = (x.index_select(0, place).expand(1, len(q), -1, -1) for x in (k, v))
-    return scaled_dot_product_attention(q[None], near, worth, attn_mask=hidden, scale=scale)[0]
-
-
-def _chosen(q: Tensor, means: Tensor, past: int, keys: int, scale: float, plan: Plan) -> Tensor:
-    """(B,Hk,Q,blocks) bool."""
-    index, listed = select(q, means, past=past, keys=keys, scale=scale, plan=plan)
-    empty = torch.zeros(*index.shape[:3], -(-keys // plan.block), dtype=torch.bool, device=q.device)
-    return empty.scatter(3, index, listed)
+    allowed = chosen[:, union].repeat_interleave(block, 1)
+    allowed &= place <= past + torch.arange(len(q), device=q.device)[:, None]
+    # what the last block lacks comes later than every query
+    near, worth = (x.index_select(0, place.clamp(max=len(k) - 1)).expand(1, q.shape[1], -1, -1) for x in (k, v))
+    rows = q.transpose(0, 1)[None]
+    return scaled_dot_product_attention(rows, near, worth, attn_mask=allowed, scale=scale)[0].transpose(0, 1)
 
 
 def dense(run: Callable[..., Result], q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float) -> Result:
@@ -253,7 +270,7 @@ OP = Op(
     patterns=frozenset({"CS", "CC"}),
     masks=True,
     cache=True,
-    handmade=frozenset({"triton"}),
+    handmade=frozenset({"chunk", "triton"}),
     cost=cost,
     # two passes over the window means (m1), for their sum and for the shares, and one over the chosen keys
     cascade="""

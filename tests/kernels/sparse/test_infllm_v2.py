@@ -107,6 +107,15 @@ def test_decoding_keeps_the_means():
     torch.testing.assert_close(state["means"], truth)
 
 
+def test_of_equal_scores_the_first_blocks_are_chosen():
+    """Keys that are all alike: every window weighs the same, and blocks of which none is forced tie."""
+    q, k = torch.ones(1, 61, 2, 8, dtype=torch.float64), torch.ones(1, 61, 2, 8, dtype=torch.float64)
+    index, listed = select(q, compress(k, PLAN), past=0, keys=61, scale=0.5, plan=PLAN)
+    assert bool(listed[0, 0, 60].all()) and index[0, 0, 60].tolist() == [0, 1, 6, 7]
+    # ascending, and what does not exist yet is not counted
+    assert index[0, 0, 9][listed[0, 0, 9]].tolist() == [0, 1]
+
+
 def test_the_defaults_are_the_released_ones():
     """More than 8192 keys: 64 blocks of 64, of which 33 are local and one the first."""
     torch.manual_seed(0)
