@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import nn
 
+from gnomon.kernels.masks.blocks import visible_pairs
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.op import Shape, recording
 from gnomon.vlm.decoder import Span
@@ -23,9 +24,6 @@ from gnomon.vlm.hf import CausalLM
 from gnomon.vlm.layout import TokenLayout
 from gnomon.vlm.mixers.base import FeatureMap, ShortConv
 from gnomon.vlm.operators import Operated, tokens_of
-
-_STRIP = 256
-"""Queries at a time when the pairs of a pattern are counted."""
 
 Inside = Callable[[int, int, bool], float]
 """FLOPs of so many queries, the last ones of so many keys, between a layer's linear maps; full square or causal."""
@@ -134,9 +132,7 @@ def _pairs(queries: int, keys: int, causal: bool) -> int:
 def _seen(operated: Operated, tokens: Tokens, last: int) -> float:
     """The pairs of the last queries that a pattern lets through, on average over the heads."""
     queries = tokens if last == tokens.length else tokens.take(slice(-last, None))
-    bound, heads = operated.operator.lay(queries, tokens, operated.heads), operated.heads
-    strips = (bound.dense(heads, start=start, stop=start + _STRIP) for start in range(0, last, _STRIP))
-    return sum(float(strip.float().mean((0, 1)).sum()) for strip in strips)
+    return visible_pairs(operated.operator.lay(queries, tokens, operated.heads), operated.heads)
 
 
 @torch.no_grad()

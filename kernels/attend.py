@@ -64,7 +64,7 @@ def chunk(
         if not len(keys):
             outputs.append(q.new_zeros(q.shape[0], stop - start, heads, v.shape[3]))
             continue
-        allowed = mask.dense(heads, start=start, stop=stop)[..., keys]
+        allowed = mask.dense(heads, start=start, stop=stop, keys=keys)
         outputs.append(_fused(q[:, start:stop], k[:, keys], v[:, keys], allowed, scale))
     return torch.cat(outputs, 1), None
 

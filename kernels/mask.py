@@ -14,23 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnomon.kernels.masks.keeping import once, remembered
 from gnomon.kernels.masks.tokens import Tokens
-
-
-class View(Protocol):
-    """How a rule reads its tokens: whole axes that broadcast against each other, or one pair inside a kernel."""
-
-    head: Tensor
-
-    def q(self, name: str) -> Tensor: ...
-
-    def k(self, name: str) -> Tensor: ...
+from gnomon.kernels.masks.view import Pairs, View
 
 
 class Expr:
@@ -233,7 +224,7 @@ class Given(Expr):
     def allow(self, at: View) -> Tensor:
         row, q, k = at.q("row"), at.q("index"), at.k("index")
         # modulo: one row, or one head, stands for all
-        return self.dense.to(q.device)[row % self.dense.shape[0], at.head % self.dense.shape[1], q, k]
+        return at.look(self.dense.to(q.device), row % self.dense.shape[0], at.head % self.dense.shape[1], q, k)
 
     @property
     def made_for(self) -> tuple[int, int]:
@@ -286,14 +277,18 @@ class Bound:
         if unknown := {head for numbers in named for head in numbers} - {*range(heads)}:
             raise ValueError(f"mask: by_head names head {max(unknown)} of {heads}; they count from 0")
 
-    def view(self, *, heads: int = 1, start: int = 0, stop: int | None = None) -> View:
-        return _Strip(self, heads, slice(start, self.q.length if stop is None else stop))
+    def dense(self, heads: int = 1, *, start: int = 0, stop: int | None = None, keys: Tensor | None = None) -> Tensor:
+        """(R,h,Q,K) bool of the queries start..stop and all keys, or those at the places `keys`; h is `heads` where
+        heads differ, else 1.
+        """
+        queries, every = (torch.arange(side.length, device=side["p"].device) for side in (self.q, self.k))
+        return self.pairs(heads, queries[start:stop, None], (every if keys is None else keys)[None])
 
-    def dense(self, heads: int = 1, *, start: int = 0, stop: int | None = None) -> Tensor:
-        """(R,h,Q,K) bool of the queries start..stop; h is `heads` where heads differ, else 1."""
+    def pairs(self, heads: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """(R,h,...) bool of queries and keys at places that broadcast to (...)."""
         many = heads if self.rule.per_head else 1
-        size = (self.rows, many, len(range(self.q.length)[start:stop]), self.k.length)
-        return self.rule.allow(self.view(heads=many, start=start, stop=stop)).expand(size)
+        found = self.rule.allow(Pairs(self.q, self.k, self.rows, many, queries, keys))
+        return found.expand(self.rows, many, *torch.broadcast_shapes(queries.shape, keys.shape))
 
     def to(self, device: torch.device | str) -> Bound:
         if self.q["p"].device == torch.device(device):
@@ -308,26 +303,6 @@ class Bound:
         joined = replace(self, expr=self.expr & other)
         # a dense mask is not found again, and would only be kept alive
         return joined if holds_dense(other) else self.cache.setdefault(("and", other), joined)
-
-
-class _Strip:
-    """Some queries against all keys, broadcast to (R,H,Q,K)."""
-
-    def __init__(self, bound: Bound, heads: int, rows: slice) -> None:
-        self.bound, self.rows = bound, rows
-        self.head = torch.arange(heads, device=bound.q["p"].device)[None, :, None, None]
-
-    def q(self, name: str) -> Tensor:
-        if name == "row":
-            return torch.arange(self.bound.rows, device=self.head.device)[:, None, None, None]
-        if name == "index":
-            return torch.arange(self.bound.q.length, device=self.head.device)[None, None, self.rows, None]
-        return self.bound.q[name][:, None, self.rows, None]
-
-    def k(self, name: str) -> Tensor:
-        if name == "index":
-            return torch.arange(self.bound.k.length, device=self.head.device)[None, None, None, :]
-        return self.bound.k[name][:, None, None, :]
 
 
 def walk(rule: Expr) -> list[Expr]:

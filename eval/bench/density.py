@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from gnomon.eval.bench.kernel_calls import Call, is_pattern
-from gnomon.kernels.analysis.roofline import visible
 from gnomon.kernels.mask import CAUSAL, EVERYTHING
+from gnomon.kernels.masks.blocks import visible_pairs
 
 
 def density(call: Call) -> float | None:
@@ -24,8 +24,7 @@ def density(call: Call) -> float | None:
     assert call.chosen is not None
     mask = call.chosen.mask
     dense = (CAUSAL if call.causal else EVERYTHING).on(mask.q, None if mask.k is mask.q else mask.k)
-    # both on the same strips of a long sequence
-    return visible(mask, call.chosen.shape.heads) / visible(dense, 1)
+    return visible_pairs(mask, call.chosen.shape.heads) / visible_pairs(dense)
 
 
 def _infllm_v2(length: int, given: Mapping[str, Any]) -> float:

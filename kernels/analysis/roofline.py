@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from gnomon.kernels.analysis.passes import passes
 from gnomon.kernels.mask import Bound, Causal, Everything
+from gnomon.kernels.masks.blocks import visible_pairs
 from gnomon.kernels.members import Member
 from gnomon.kernels.op import Op, Shape
 
@@ -43,7 +42,8 @@ def estimate(op: Op, shape: Shape, device: Device, *, mask: Bound | None = None)
     cost = op.cost(shape)
     if mask is not None and op.masks and not isinstance(mask.expr, (Everything, Causal)):
         # a record takes whatever hides something for half of all pairs
-        cost, share = op.cost(replace(shape, causal=False)), visible(mask, shape.heads)
+        cost = op.cost(replace(shape, causal=False))
+        share = visible_pairs(mask, shape.heads) / (mask.q.length * mask.k.length)
         cost = replace(cost, operations=share * cost.operations, exponentials=share * cost.exponentials)
     times = {"operations": cost.operations / device.operations, "bytes": cost.bytes / device.bytes}
     if device.exponentials is not None:
@@ -51,14 +51,6 @@ def estimate(op: Op, shape: Shape, device: Device, *, mask: Bound | None = None)
     limit = max(times, key=lambda name: times[name])
     intensity = cost.operations / cost.bytes
     return Estimate(cost.operations, cost.bytes, cost.exponentials, intensity, times[limit], limit)
-
-
-def visible(mask: Bound, heads: int, *, strips: int = 64) -> float:
-    """The share of all pairs that a mask lets through; of long sequences, of evenly spread strips of 64 queries."""
-    starts = list(range(0, mask.q.length, 64))
-    starts = starts[:: -(-len(starts) // strips)]
-    found = [mask.dense(heads, start=start, stop=start + 64).float().mean((0, 1, 3)) for start in starts]
-    return float(torch.cat(found).mean())
 
 
 def table(members: Sequence[Member], shape: Shape, device: Device) -> str:

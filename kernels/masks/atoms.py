@@ -116,10 +116,10 @@ class Table(Expr):
         q = torch.div(at.q(self.field), self.block_q, rounding_mode="floor")
         k = torch.div(at.k(self.field), self.block_k, rounding_mode="floor")
         inside = (q >= 0) & (q < rows) & (k >= 0) & (k < columns)
-        place = (q.clamp(0, rows - 1), k.clamp(0, columns - 1))
         values = self.values.to(q.device)
         # modulo: one head stands for all
-        return inside & (values[place] if values.ndim == 2 else values[(at.head % len(values), *place)])
+        head = (at.head % len(values),) if values.ndim == 3 else ()
+        return inside & at.look(values, *head, q.clamp(0, rows - 1), k.clamp(0, columns - 1))
 
     @property
     def made_for(self) -> tuple[int, int]:

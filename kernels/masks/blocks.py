@@ -5,12 +5,14 @@ Shapes: R rows, H heads (1 when all agree), M blocks of queries, N blocks of key
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gnomon.kernels.mask import Bound
+from gnomon.kernels.masks.bounds import bounds
 from gnomon.kernels.masks.keeping import once
 
 
@@ -65,33 +67,65 @@ class BlockLists:
 
 
 def block_lists(bound: Bound, *, heads: int = 1, block_q: int = 64, block_k: int = 64) -> BlockLists:
-    """Classify every block, one strip of queries at a time (the whole mask is never in memory); kept with the mask."""
+    """Classify every block; kept with the mask."""
     wanted = ("lists", heads if bound.rule.per_head else 1, block_q, block_k)
     return once(bound.cache, wanted, lambda: _block_lists(bound, heads, block_q, block_k))
 
 
 def _block_lists(bound: Bound, heads: int, block_q: int, block_k: int) -> BlockLists:
-    # small integers are summed in a tenth of the time on a CPU
-    counts, small = [], torch.int16 if block_q < 2**15 else torch.int32
-    for start in range(0, bound.q.length, block_q):
-        strip = bound.dense(heads, start=start, stop=start + block_q).view(torch.uint8).sum(2, dtype=small)
-        short = -strip.shape[-1] % block_k
-        counts.append(torch.nn.functional.pad(strip, (0, short)).unflatten(-1, (-1, block_k)).sum(-1))
-    count = torch.stack(counts, 2)
-    full = count == block_q * block_k
-    size = (bound.q.length, bound.k.length)
-    return BlockLists(*_listed(full), *_listed((count > 0) & ~full), (block_q, block_k), size)
+    size, block = (bound.q.length, bound.k.length), (block_q, block_k)
+    full, visited = (x.clone() for x in bounds(bound, heads, block_q, block_k))
+    if size[0] % block_q:
+        full[:, :, -1] = False
+    if size[1] % block_k:
+        full[..., -1] = False
+    # what the bounds leave open, the pairs say
+    for place, pairs in pairs_of(bound, heads, (visited & ~full).flatten(0, 1).any(0).nonzero(), block):
+        # `all` and `any` of booleans take fifty times as long on a CPU
+        bits, (m, n) = pairs.flatten(3).view(torch.uint8), place.T
+        full[:, :, m, n], visited[:, :, m, n] = bits.amin(3).bool(), bits.amax(3).bool()
+    return BlockLists(*_listed(full), *_listed(visited & ~full), block, size)
 
 
-def partial_tiles(lists: BlockLists, bound: Bound, heads: int = 1) -> Tensor:
-    """(R,H,M,n,block_q,block_k) bool: the pairs inside the partial blocks, in the order of `partial_index`."""
-    block_q, block_k = lists.block
-    dense = bound.dense(heads)
-    dense = torch.nn.functional.pad(dense, (0, -dense.shape[3] % block_k, 0, -dense.shape[2] % block_q))
-    tiles = dense.unflatten(3, (-1, block_k)).unflatten(2, (-1, block_q)).transpose(3, 4)
-    index = lists.partial_index.long()[..., None, None].expand(*lists.partial_index.shape, block_q, block_k)
+def pairs_of(
+    bound: Bound, heads: int, blocks: Tensor, block: tuple[int, int], most: int = 2**22
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks (u,2), numbers in M and N, some at a time, and their pairs (R,h,u,block_q,block_k) bool.
+
+    most  pairs at a time. Hidden are those of tokens that do not exist
+    """
+    each = bound.rows * (heads if bound.rule.per_head else 1) * block[0] * block[1]
+    for some in blocks.split(max(most // each, 1)):
+        q, k = (some[:, side, None] * block[side] + torch.arange(block[side], device=some.device) for side in (0, 1))
+        q, k = q[:, :, None], k[:, None]
+        pairs = bound.pairs(heads, q.clamp(max=bound.q.length - 1), k.clamp(max=bound.k.length - 1))
+        yield some, pairs & (q < bound.q.length) & (k < bound.k.length)
+
+
+def visible_pairs(bound: Bound, heads: int = 1, *, block: int = 64) -> float:
+    """How many pairs a mask lets through, on average over its rows and heads."""
+    every, some = bounds(bound, heads, block, block)
+    undecided = (some & ~every).flatten(0, 1).any(0)
+    starts = (torch.arange(0, side.length, block, device=every.device) for side in (bound.q, bound.k))
+    height, width = ((n - start).clamp(max=block) for n, start in zip((bound.q.length, bound.k.length), starts))
+    found = int(((every & ~undecided) * height[:, None] * width).sum())
+    found += sum(int(pairs.sum()) for _, pairs in pairs_of(bound, heads, undecided.nonzero(), (block, block)))
+    return found / (len(every) * every.shape[1])
+
+
+def partial_pairs(lists: BlockLists, bound: Bound, heads: int, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """(e,...) what `read` makes of (R,h,u,block_q,block_k), at every listed entry of `partial_index`, end to end."""
+    columns = -(-lists.size[1] // lists.block[1])
+    index = lists.partial_index
     listed = torch.arange(index.shape[3], device=index.device) < lists.partial_count[..., None]
-    return tiles.gather(3, index) & listed[..., None, None]
+    row, head, m, _ = listed.nonzero().T
+    number, inverse = (m * columns + index[listed]).unique(return_inverse=True)
+    blocks = torch.stack([number // columns, number % columns], 1)
+    if not len(blocks):
+        # of no block, so that it has its shape
+        blocks = blocks.new_zeros(1, 2)
+    found = torch.cat([read(pairs) for _, pairs in pairs_of(bound, heads, blocks, lists.block)], 2)
+    return found[row, head, inverse]
 
 
 def spread(count: Tensor, index: Tensor, columns: int) -> Tensor:

@@ -36,6 +36,9 @@ class _Pair:
         values = self.keys[name]
         return values[self.row % values.shape[0], self.key]
 
+    def look(self, table: Tensor, *place: Tensor) -> Tensor:
+        return table[place]
+
 
 def mask_mod(bound: Bound) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     # what is compiled for the CPU cannot read strided fields

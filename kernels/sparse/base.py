@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels import attend
 from gnomon.kernels.mask import Bound, Causal, Everything, holds_dense
+from gnomon.kernels.masks.bounds import bounds
 from gnomon.kernels.masks.keeping import once
 from gnomon.kernels.masks.tokens import AXES, Tokens
 from gnomon.kernels.op import Impl, Result, Shape, State, interpreter_refuses, triton
@@ -103,14 +104,17 @@ def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
     """Per tile, the keys (U,) and the pairs (R,h,block,U) of the mask; kept with it."""
 
     def found() -> list[tuple[Tensor, Tensor]]:
-        tiles = []
-        for start in range(0, mask.q.length, block):
-            strip = mask.dense(heads, start=start, stop=start + block)
-            # `any` of booleans takes fifty times as long on a CPU
-            keys = strip.flatten(0, 2).view(torch.uint8).amax(0).nonzero()[:, 0]
+        tiles, place = [], torch.arange(mask.k.length, device=mask.k["p"].device)
+        _, some = bounds(mask, heads, block, block)
+        for number, blocks in enumerate(some.flatten(0, 1).any(0)):
+            keys = place[blocks.repeat_interleave(block)[: len(place)]]
             # a tile that sees nothing reads one key, and nothing of it
-            keys = keys if len(keys) else keys.new_zeros(1)
-            tiles.append((keys, strip[..., keys]))
+            keys = keys if len(keys) else place[:1]
+            allowed = mask.dense(heads, start=number * block, stop=(number + 1) * block, keys=keys)
+            # `any` of booleans takes fifty times as long on a CPU
+            seen = allowed.flatten(0, 2).view(torch.uint8).amax(0).nonzero()[:, 0]
+            seen = seen if len(seen) else seen.new_zeros(1)
+            tiles.append((keys[seen], allowed[..., seen]))
         return tiles
 
     return once(mask.cache, ("seen", heads if mask.rule.per_head else 1, block), found)

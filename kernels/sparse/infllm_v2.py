@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d, pad, scaled_dot_product_attention
 
 from gnomon.kernels import attend
+from gnomon.kernels.by_keys import attend_by_keys
 from gnomon.kernels.checks import check_cache, check_qkv, refuse
 from gnomon.kernels.example import Example, Sizes
 from gnomon.kernels.mask import Bound, Causal, Given, Mask
 from gnomon.kernels.op import Cost, Impl, Op, Result, Shape, State, triton
 from gnomon.kernels.sparse.base import twin_refuses
-from gnomon.kernels.sparse.by_keys import attend_by_keys
 from gnomon.kernels.typed import typed
 
 

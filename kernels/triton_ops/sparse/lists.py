@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gnomon.kernels.mask import Bound
-from gnomon.kernels.masks.blocks import BlockLists, block_lists
+from gnomon.kernels.masks.blocks import BlockLists, block_lists, partial_pairs
 from gnomon.kernels.masks.keeping import once
 
 
@@ -94,19 +94,8 @@ def _ends(owner: Tensor, many: int) -> Tensor:
 
 
 def _bits(lists: BlockLists, bound: Bound, heads: int) -> Tensor:
-    """The pairs of the partial blocks, one strip of queries at a time: the whole mask is never in memory."""
-    block_q, block_k = lists.block
-    assert block_k <= 64, "a row of a block is one int64"
-    place = torch.arange(block_k, device=bound.q["p"].device)
+    """The pairs of the partial blocks."""
+    assert lists.block[1] <= 64, "a row of a block is one int64"
+    place = torch.arange(lists.block[1], device=bound.q["p"].device)
     weight = torch.ones_like(place) << place
-    strips = []
-    for number in range(lists.partial_count.shape[2]):
-        start = number * block_q
-        strip = bound.dense(heads, start=start, stop=start + block_q)
-        strip = pad(strip, (0, -strip.shape[3] % block_k, 0, block_q - strip.shape[2])).unflatten(3, (-1, block_k))
-        words = (strip * weight).sum(-1).transpose(2, 3)
-        index = lists.partial_index[:, :, number].long()
-        strips.append(words.gather(2, index[..., None].expand(*index.shape, block_q)))
-    words = torch.stack(strips, 2)
-    listed = torch.arange(words.shape[3], device=words.device) < lists.partial_count[..., None]
-    return words[listed]
+    return partial_pairs(lists, bound, heads, lambda pairs: (pairs * weight).sum(-1))

@@ -67,7 +67,7 @@ def test_all_lowerings_agree(rule, tokens):
         assert not bool((dense & ~whole(lists.visited, lists, tokens.length)).any())
         assert bool((~whole(lists.dense()[0], lists, tokens.length) | dense).all())
         torch.testing.assert_close(lists.transposed().visited.mT, lists.visited)
-        tiles = blocks.partial_tiles(lists, bound, HEADS)
+        tiles = blocks.partial_pairs(lists, bound, HEADS, lambda pairs: pairs)
         assert int(tiles.sum()) + int(lists.full_count.sum()) * block_q * block_k == int(dense.sum())
     if (found := groups.groups(bound)) is not None:
         torch.testing.assert_close(groups.densify(found, bound).expand(shape), dense.expand(shape))
@@ -122,3 +122,18 @@ def test_blocks_of_many_queries_are_counted():
     lists = blocks.block_lists(bound, block_q=40_000, block_k=1)
     full, partial = lists.dense()
     assert full[0, 0].tolist() == [[True, False]] and partial[0, 0].tolist() == [[False, True]]
+
+
+def test_visible_pairs_are_counted():
+    """A window of 32 lets token i see min(i + 1, 32); of two heads one sees blocks of 128, one everything before."""
+    assert blocks.visible_pairs(atoms.recent(32).on(Tokens.line(1000))) == sum(min(i + 1, 32) for i in range(1000))
+    halves = (CAUSAL & by_head({(0,): atoms.part("p", 128)}, CAUSAL)).on(Tokens.line(1024))
+    assert blocks.visible_pairs(halves, 2) == (8 * 128 * 129 / 2 + 1024 * 1025 / 2) / 2
+
+
+@each
+def test_visible_pairs_are_those_of_the_mask(rule, tokens):
+    bound = rule.on(tokens, layer=3)
+    for block in (4, 16, 64):
+        expected = float(bound.dense(HEADS).float().mean((0, 1)).sum())
+        assert blocks.visible_pairs(bound, HEADS, block=block) == pytest.approx(expected)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnomon.kernels.sparse.by_keys import attend_by_keys
+from gnomon.kernels.by_keys import attend_by_keys
 
 
 def inputs(queries: int, keys: int, *, rows: int = 2, past: int | None = None, dtype=torch.float64):
