@@ -5,10 +5,11 @@ Shapes: M tiles of `block` queries each, U keys that any query of a tile sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from gnomon.kernels import attend
@@ -67,37 +68,51 @@ def tile(
     """Tile after tile of queries, each over the keys that any of its queries sees."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Bound) -> Tensor:
-        outputs, queries = [], q.transpose(1, 2).split(block, 2)
-        tiles = _seen(mask, q.shape[2], block)
-        for part in _batches([len(keys) for keys, _ in tiles], k.shape[1]):
-            gathered = (_pieces(x, [keys for keys, _ in tiles[part]]) for x in (k, v))
-            for here, (_, allowed), *theirs in zip(queries[part], tiles[part], *gathered):
-                seen = allowed.any(-1, keepdim=True)
-                o = scaled_dot_product_attention(here, *theirs, attn_mask=allowed | ~seen, scale=scale)
-                outputs.append(o.masked_fill(~seen, 0))
-        return torch.cat(outputs, 2).transpose(1, 2)
+        return _Tiles.apply(q, k, v, _seen(mask, q.shape[2], block), block, scale)
 
     return in_tiles(run, q, k, v, mask), None
 
 
-def _batches(sizes: list[int], limit: int) -> Iterator[slice]:
-    """Neighbours that together have no more than the limit, or are alone.
+class _Tiles(torch.autograd.Function):
+    """What a tile reads is gathered anew in backward: kept, it would be all keys again for every few tiles."""
 
-    What is gathered at once needs one gradient as long as all keys: tile by tile that is most of the backward pass.
-    """
-    start, total = 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > limit:
-            yield slice(start, i)
-            start, total = i, 0
-        total += size
-    yield slice(start, len(sizes))
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, tiles: list[tuple[Tensor, Tensor]], block: int, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.fixed = tiles, block, scale
+        each = zip(q.split(block, 1), tiles)
+        return torch.cat([_read(here, *_gather((k, v), keys), allowed, scale) for here, (keys, allowed) in each], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        tiles, block, scale = ctx.fixed
+        wide = torch.promote_types(q.dtype, torch.float32)
+        dq, dk, dv = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        for here, direction, (keys, allowed) in zip(q.split(block, 1), do.split(block, 1), tiles):
+            read = [x.detach().requires_grad_() for x in (here, *_gather((k, v), keys))]
+            with torch.enable_grad():
+                o = _read(*read, allowed, scale)
+            mine, *theirs = torch.autograd.grad(o, read, direction)
+            dq.append(mine)
+            for whole, part in zip((dk, dv), theirs):
+                # copied, not added: torch adds row by row
+                whole.index_copy_(1, keys, whole.index_select(1, keys).add_(part))
+        return torch.cat(dq, 1), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def _pieces(x: Tensor, places: list[Tensor]) -> list[Tensor]:
-    """(R,U,h,W) at each of the places, heads first."""
-    found = x.index_select(1, torch.cat(places)).split([len(keys) for keys in places], 1)
-    return [piece.transpose(1, 2) for piece in found]
+def _gather(sides: tuple[Tensor, ...], keys: Tensor) -> list[Tensor]:
+    return [x.index_select(1, keys) for x in sides]
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+    seen = allowed.any(-1, keepdim=True)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~seen, scale=scale)
+    return o.masked_fill(~seen, 0).transpose(1, 2)
 
 
 def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnomon.kernels.mask import CAUSAL, Given, by_head
+from gnomon.kernels.mask import CAUSAL, EVERYTHING, Given, by_head
 from gnomon.kernels.masks.atoms import disc, part, recent, visual
 from gnomon.kernels.masks.grid import windows
 from gnomon.kernels.masks.tokens import Tokens
@@ -28,10 +28,37 @@ CASES = {
 def test_equals_masked_attention(bound):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 2, 8, dtype=torch.float64) for n in (bound.q.length, bound.k.length, bound.k.length))
+    learned = [x.requires_grad_() for x in (q, k, v)]
     allowed = bound.dense(2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0)
+    hidden = ~allowed & allowed.any(-1, keepdim=True)
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(hidden, -torch.inf).softmax(-1) * allowed
+    truth = torch.einsum("bhqk,bkhd->bqhd", weights, v)
     o, _ = tile(q, k, v, mask=bound, scale=1.0)
-    torch.testing.assert_close(o, torch.einsum("bhqk,bkhd->bqhd", scores, v))
+    torch.testing.assert_close(o, truth)
+    for ours, theirs in zip(*(torch.autograd.grad(x.sin().sum(), learned) for x in (o, truth))):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_backward_keeps_nothing_that_tiles_read():
+    """Of 20 tiles each reads 3 to 5 others: gathered, the keys would be kept four times."""
+    x = torch.randn(1, 1280, 2, 8, requires_grad=True)
+    bound, held = (CAUSAL & recent(256)).on(Tokens.line(1280)), {}
+
+    def hold(x: torch.Tensor) -> torch.Tensor:
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda x: x):
+        tile(x, x.clone(), x.clone(), mask=bound, scale=1.0)
+    assert sum(held.values()) == 3 * x.untyped_storage().nbytes()
+
+
+def test_gradients_of_many_tiles_are_summed_wide():
+    """Every tile sees key 0: in bfloat16 the sum of so many small gradients would stop growing."""
+    q, k, v = (torch.zeros(1, n, 1, 8, dtype=torch.bfloat16, requires_grad=True) for n in (64 * 512, 1, 1))
+    o, _ = tile(q, k, v, mask=EVERYTHING.on(Tokens.line(64 * 512, start=1), Tokens.line(1)), scale=1.0)
+    (dv,) = torch.autograd.grad(o.sum(), [v])
+    assert dv.flatten().tolist() == [64 * 512] * 8
 
 
 def test_a_given_mask_keeps_the_order_of_its_tokens():
