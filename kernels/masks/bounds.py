@@ -76,8 +76,11 @@ class Range:
         products = [x * y for x in (self.low, self.high) for y in (other.low, other.high)]
         return Range(reduce(torch.minimum, products), reduce(torch.maximum, products))
 
+    def __floordiv__(self, by: int) -> Range:
+        return self.div(by, rounding_mode="floor")
+
     def __mod__(self, by: int) -> Range:
-        whole = self.div(by, rounding_mode="floor")
+        whole = self // by
         same = whole.low == whole.high
         return Range(torch.where(same, self.low % by, 0), torch.where(same, self.high % by, by - 1))
 
@@ -120,6 +123,12 @@ class Range:
         other = _range(other)
         low = (self.low == other.high) & (self.high == other.low)
         return Range(low, (self.low <= other.high) & (other.low <= self.high))
+
+    def __ne__(self, other: Any) -> Any:
+        return ~(self == other)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a range is neither true nor false")
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -194,7 +203,7 @@ def _judge(rule: Expr, at: _Blocks) -> Range:
         return ~_judge(rule.part, at)
     try:
         return _truth(rule.allow(at))
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, IndexError):
         # an operation that ranges do not know: the pairs have to say
         no = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=at.head.device)
         return Range(no, ~no)

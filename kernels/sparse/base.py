@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from gnomon.kernels import attend
 from gnomon.kernels.mask import Bound, Causal, Everything, holds_dense
@@ -24,6 +24,8 @@ TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 
 MOST = {torch.bfloat16: 256, torch.float16: 256}
 """How wide heads may be in the kernels of triton_ops/sparse, by dtype; wider ones overflow registers."""
+
+aten = torch.ops.aten
 
 
 def tile_order(tokens: Tokens) -> Tensor | None:
@@ -66,53 +68,62 @@ def tile(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, block: int = 64
 ) -> Result:
     """Tile after tile of queries, each over the keys that any of its queries sees."""
+    width = v.shape[3]
+    # torch's kernel has one width for all
+    q, k, v = (pad(x, (0, max(width, q.shape[3]) - x.shape[3])) for x in (q, k, v))
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Bound) -> Tensor:
         return _Tiles.apply(q, k, v, _seen(mask, q.shape[2], block), block, scale)
 
-    return in_tiles(run, q, k, v, mask), None
+    return in_tiles(run, q, k, v, mask)[..., :width], None
 
 
 class _Tiles(torch.autograd.Function):
-    """What a tile reads is gathered anew in backward: kept, it would be all keys again for every few tiles."""
+    """Over torch's fused kernel for CPUs. What a tile reads is gathered anew in backward: kept, it would be all keys
+    again for every few tiles.
+    """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, tiles: list[tuple[Tensor, Tensor]], block: int, scale: float
     ) -> Tensor:
-        ctx.save_for_backward(q, k, v)
+        outputs, logs = [], []
+        for here, (keys, allowed) in zip(q.split(block, 1), tiles):
+            read = (x.transpose(1, 2) for x in (here, k.index_select(1, keys), v.index_select(1, keys)))
+            seen, hidden = _hidden(allowed, q.dtype)
+            o, lse = aten._scaled_dot_product_flash_attention_for_cpu(*read, attn_mask=hidden, scale=scale)
+            outputs.append(o.masked_fill_(~seen, 0))
+            logs.append(lse)
+        ctx.save_for_backward(q, k, v, *outputs, *logs)
         ctx.fixed = tiles, block, scale
-        each = zip(q.split(block, 1), tiles)
-        return torch.cat([_read(here, *_gather((k, v), keys), allowed, scale) for here, (keys, allowed) in each], 1)
+        return torch.cat(outputs, 2).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, *made = ctx.saved_tensors
         tiles, block, scale = ctx.fixed
         wide = torch.promote_types(q.dtype, torch.float32)
         dq, dk, dv = [], torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        for here, direction, (keys, allowed) in zip(q.split(block, 1), do.split(block, 1), tiles):
-            read = [x.detach().requires_grad_() for x in (here, *_gather((k, v), keys))]
-            with torch.enable_grad():
-                o = _read(*read, allowed, scale)
-            mine, *theirs = torch.autograd.grad(o, read, direction)
+        each = zip(q.split(block, 1), do.split(block, 1), tiles, made, made[len(tiles) :])
+        for here, direction, (keys, allowed), o, lse in each:
+            read = (direction, here, k.index_select(1, keys), v.index_select(1, keys))
+            direction, *read = (x.transpose(1, 2) for x in read)
+            seen, hidden = _hidden(allowed, q.dtype)
+            mine, *theirs = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                direction * seen, *read, o, lse, 0.0, False, attn_mask=hidden, scale=scale
+            )
             dq.append(mine)
             for whole, part in zip((dk, dv), theirs):
                 # copied, not added: torch adds row by row
-                whole.index_copy_(1, keys, whole.index_select(1, keys).add_(part))
-        return torch.cat(dq, 1), dk.to(k.dtype), dv.to(v.dtype), None, None, None
+                whole.index_copy_(1, keys, whole.index_select(1, keys).add_(part.transpose(1, 2)))
+        return torch.cat(dq, 2).transpose(1, 2), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def _gather(sides: tuple[Tensor, ...], keys: Tensor) -> list[Tensor]:
-    return [x.index_select(1, keys) for x in sides]
-
-
-def _read(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+def _hidden(allowed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Which queries see something, and what is added to the scores; a query that sees nothing reads all."""
     seen = allowed.any(-1, keepdim=True)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~seen, scale=scale)
-    return o.masked_fill(~seen, 0).transpose(1, 2)
+    return seen, torch.zeros(allowed.shape, dtype=dtype).masked_fill_(seen & ~allowed, -torch.inf)
 
 
 def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
@@ -135,7 +146,7 @@ def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
     return once(mask.cache, ("seen", heads if mask.rule.per_head else 1, block), found)
 
 
-def tile_declines(shape: Shape, mask: Bound) -> str | None:
+def tile_refuses(shape: Shape, mask: Bound) -> str | None:
     return "tiles are for the CPU" if shape.device.type != "cpu" else None
 
 
@@ -156,7 +167,7 @@ def twin_refuses(shape: Shape, mask: Bound) -> str | None:
 IMPLS = {
     **attend.IMPLS,
     "sdpa": Impl(attend.sdpa, packed=True, grouped=True, declines=sdpa_declines),
-    "tile": Impl(tile, packed=True, declines=tile_declines),
+    "tile": Impl(tile, tile_refuses, packed=True),
     "triton": triton("sparse.blocks:attend", refuses=twin_refuses, packed=True),
 }
 AUTO = ("sdpa", "group", "triton", "tile", "flex", "chunk")

@@ -1,9 +1,11 @@
 """What is said of whole blocks is true of their pairs, and leaves little open of the patterns that there are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
 from gnomon.kernels.mask import CAUSAL, Expr, by_head
 from gnomon.kernels.masks import atoms
@@ -20,6 +22,7 @@ ARITHMETIC = {
     "from a number": lambda x, y: x - (y * -1 + 3),
     "product": lambda x, y: x * y,
     "floor": lambda x, y: torch.div(x + y, 3, rounding_mode="floor"),
+    "whole": lambda x, y: (x - y) // 2,
     "remainder": lambda x, y: (x - y) % 4,
     "size": lambda x, y: (x - y).abs(),
     "less": lambda x, y: torch.minimum(x, y),
@@ -32,6 +35,7 @@ ARITHMETIC = {
     "at least": lambda x, y: x >= y,
     "above": lambda x, y: x > 1,
     "equal": lambda x, y: x == y,
+    "unequal": lambda x, y: x != y,
     "equal a number": lambda x, y: x * y == 4,
     "and": lambda x, y: (x < y) & (y < 3),
     "or": lambda x, y: (x < y) | (y < x),
@@ -69,15 +73,28 @@ def test_tensors_and_ranges_mix():
 
 @dataclass(frozen=True)
 class Odd(Expr):
-    """A rule with an operation that ranges do not know."""
+    """A rule by an operation that ranges do not know."""
+
+    near: Callable[[Tensor, Tensor], Tensor]
 
     def allow(self, at):
-        return (at.q("p") - at.k("p")).pow(2) < 30
+        return self.near(at.q("p"), at.k("p"))
 
 
-def test_of_an_unknown_operation_the_pairs_are_asked():
-    rule, tokens = CAUSAL & Odd(), Tokens.line(50)
-    bound = rule.on(tokens)
+NEAR = torch.rand(50, 50, generator=torch.manual_seed(0)) < 0.5
+UNKNOWN = {
+    "a power": lambda q, k: (q - k).pow(2) < 30,
+    "a power of python's": lambda q, k: (q - k) ** 2 < 30,
+    "a choice": lambda q, k: torch.where(q > 20, k, q) < 12,
+    "a table": lambda q, k: NEAR[q, k],
+    "a table by one side": lambda q, k: NEAR[0][k] & (q > 3),
+    "a branch": lambda q, k: (q < k) if q.sum() > 0 else (q > k),
+}
+
+
+@pytest.mark.parametrize("near", UNKNOWN.values(), ids=UNKNOWN)
+def test_of_an_unknown_operation_the_pairs_are_asked(near):
+    bound = (CAUSAL & Odd(near)).on(Tokens.line(50))
     every, some = bounds(bound, 1, 8, 8)
     # causality is known all the same
     assert not every.any() and torch.equal(some[0, 0], torch.ones(7, 7).tril().bool())
