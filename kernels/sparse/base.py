@@ -22,6 +22,12 @@ from gnomon.kernels.op import Impl, Result, Shape, State, interpreter_refuses, t
 TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 """The extents of a tile of 64 tokens on a line, an image, a video."""
 
+SIZES = (64, 128, 256)
+"""How many queries a CPU may take together: tiles that see the same keys are read for once."""
+
+READING = 100
+"""What a CPU takes to read a key for a tile, forward and backward, in pairs of a query and a key."""
+
 MOST = {torch.bfloat16: 256, torch.float16: 256}
 """How wide heads may be in the kernels of triton_ops/sparse, by dtype; wider ones overflow registers."""
 
@@ -65,15 +71,16 @@ def _reordered(mask: Bound) -> tuple[Tensor, Tensor, Bound] | None:
 
 
 def tile(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, block: int = 64
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Bound, scale: float, state: State | None = None, block: int | None = None
 ) -> Result:
-    """Tile after tile of queries, each over the keys that any of its queries sees."""
+    """Tile after tile of queries, each over the keys that any of its queries sees; a block of None is the cheapest."""
     width = v.shape[3]
     # torch's kernel has one width for all
     q, k, v = (pad(x, (0, max(width, q.shape[3]) - x.shape[3])) for x in (q, k, v))
 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Bound) -> Tensor:
-        return _Tiles.apply(q, k, v, _seen(mask, q.shape[2], block), block, scale)
+        size = block or cheapest(mask, q.shape[2])
+        return _Tiles.apply(q, k, v, _seen(mask, q.shape[2], size), size, scale)
 
     return in_tiles(run, q, k, v, mask)[..., :width], None
 
@@ -126,14 +133,30 @@ def _hidden(allowed: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return seen, torch.zeros(allowed.shape, dtype=dtype).masked_fill_(seen & ~allowed, -torch.inf)
 
 
+def cheapest(mask: Bound, heads: int) -> int:
+    """Of SIZES: larger tiles read less, and compute more that is hidden."""
+
+    def found() -> int:
+        _, some = bounds(mask, heads, min(SIZES), min(SIZES))
+        read = some.flatten(0, 1).any(0)
+
+        def cost(size: int) -> int:
+            joined = pad(read, (0, 0, 0, -len(read) % (size // min(SIZES)))).unflatten(0, (-1, size // min(SIZES)))
+            return (READING + size) * int(joined.any(1).sum())
+
+        return min(SIZES, key=cost)
+
+    return once(mask.cache, ("cheapest", heads if mask.rule.per_head else 1), found)
+
+
 def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
     """Per tile, the keys (U,) and the pairs (R,h,block,U) of the mask; kept with it."""
 
     def found() -> list[tuple[Tensor, Tensor]]:
         tiles, place = [], torch.arange(mask.k.length, device=mask.k["p"].device)
-        _, some = bounds(mask, heads, block, block)
+        _, some = bounds(mask, heads, block, min(SIZES))
         for number, blocks in enumerate(some.flatten(0, 1).any(0)):
-            keys = place[blocks.repeat_interleave(block)[: len(place)]]
+            keys = place[blocks.repeat_interleave(min(SIZES))[: len(place)]]
             # a tile that sees nothing reads one key, and nothing of it
             keys = keys if len(keys) else place[:1]
             allowed = mask.dense(heads, start=number * block, stop=(number + 1) * block, keys=keys)

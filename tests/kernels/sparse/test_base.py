@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, Given, by_head
-from gnomon.kernels.masks.atoms import disc, part, recent, visual
+from gnomon.kernels.masks.atoms import disc, part, recent, sink, visual
 from gnomon.kernels.masks.grid import windows
 from gnomon.kernels.masks.tokens import Tokens
-from gnomon.kernels.sparse.base import tile, tile_order
+from gnomon.kernels.sparse.base import cheapest, tile, tile_order
 
 IMAGE = Tokens.grid(12, 17)
 CASES = {
@@ -24,8 +24,9 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("bound", CASES.values(), ids=CASES)
-def test_equals_masked_attention(bound):
+def test_equals_masked_attention(bound, block):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 2, 8, dtype=torch.float64) for n in (bound.q.length, bound.k.length, bound.k.length))
     learned = [x.requires_grad_() for x in (q, k, v)]
@@ -33,14 +34,14 @@ def test_equals_masked_attention(bound):
     hidden = ~allowed & allowed.any(-1, keepdim=True)
     weights = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(hidden, -torch.inf).softmax(-1) * allowed
     truth = torch.einsum("bhqk,bkhd->bqhd", weights, v)
-    o, _ = tile(q, k, v, mask=bound, scale=1.0)
+    o, _ = tile(q, k, v, mask=bound, scale=1.0, block=block)
     torch.testing.assert_close(o, truth)
     for ours, theirs in zip(*(torch.autograd.grad(x.sin().sum(), learned) for x in (o, truth))):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_backward_keeps_nothing_that_tiles_read():
-    """Of 20 tiles each reads up to 5: gathered, keys and values would be kept four times and more. Kept are q, k, v, the
+    """Tiles read what others read too: gathered, keys and values would be kept many times. Kept are q, k, v, the
     output, and a logarithm for every 8 numbers of it.
     """
     x = torch.randn(1, 1280, 2, 8, requires_grad=True)
@@ -54,6 +55,20 @@ def test_backward_keeps_nothing_that_tiles_read():
         tile(x, x.clone(), x.clone(), mask=bound, scale=1.0)
     size = x.untyped_storage().nbytes()
     assert sum(held.values()) == 4 * size + size // 8
+
+
+@pytest.mark.parametrize(
+    ("bound", "best"),
+    [
+        # every query sees the same keys, or a few of its own
+        ((CAUSAL & sink(64)).on(Tokens.line(1024)), 256),
+        (part("p", 64).on(Tokens.line(1024)), 64),
+        # 64 queries read 3 blocks, 128 read 4, 256 read 6
+        ((CAUSAL & recent(128)).on(Tokens.line(1024)), 128),
+    ],
+)
+def test_how_many_queries_are_read_for(bound, best):
+    assert cheapest(bound, 2) == best
 
 
 def test_gradients_of_many_tiles_are_summed_wide():
