@@ -43,7 +43,7 @@ SIZES = {
     key_gradients: (32, 32, 8, 2),
     solve: (64, 64, 4, 2),
     solve_gradients: (32, 32, 8, 1),
-    fade: (64, 64, 4, 1),
+    fade: (64, 64, 8, 1),
     fade_gradients: (64, 64, 8, 1),
 }
 """Columns of keys and values of a tile, warps, stages."""
@@ -272,12 +272,17 @@ def sizes(kernel: triton.JITFunction, fixed: Mapping[str, object]) -> dict[str, 
         block_k, block_v, warps, stages = lanes_k, 32, 4 if lanes_k <= 64 else 8, 2
         if not narrow or lanes_k > 128:
             block_v, warps, stages = 16, 8, 1
+    unsure = kernel in (states, state_gradients, solve, solve_gradients)
     if lanes_k > 128:
         # tiles of twice the size
         stages = 1
+        if narrow and fixed["K"] < lanes_k and kernel in (outputs, value_gradients):
+            # the last one is short, which takes more
+            block_v, unsure = 32, True
     return {
         "BLOCK_K": min(block_k, lanes_k), "BLOCK_V": min(block_v, lanes_v), "WARPS": warps, "STAGES": stages,
-        "REGISTERS": None if narrow and kernel is not solve else REGISTERS,
+        # the assembler's own number spills in these, and spills less in the others
+        "REGISTERS": REGISTERS if unsure or not narrow else None,
     }  # fmt: skip
 
 
@@ -315,7 +320,7 @@ def builds(
             add(kernel, {**fixed, **sizes(kernel, fixed), **gated, "SOLVED": solved})
     for normalize in (False, True) if delta else (False,):
         more = {"decay": decay, "delta": delta, "normalize": normalize}
-        add(decode.advance, decode.constants(types[dtype], width, value_width, **more))
+        add(decode.advance, {**decode.constants(types[dtype], width, value_width, **more), "REGISTERS": REGISTERS})
         if normalize:
             for kernel in (units.forward, units.backward):
                 add(kernel, {**units.constants(types[dtype], width), "REGISTERS": REGISTERS})

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gnomon.kernels.op import Result
+from gnomon.kernels.triton_ops.launch import REGISTERS
 from gnomon.kernels.triton_ops.linear.unit import EPSILON
 
 
@@ -51,8 +52,9 @@ def step(
     with torch.cuda.device_of(q):
         # what a variant does not read may be anything
         advance[(programs,)](
-            q, k, v, q if g is None else g, q if beta is None else beta, start, o, final, scale, **fixed, num_warps=4
-        )
+            q, k, v, q if g is None else g, q if beta is None else beta, start, o, final, scale, **fixed, num_warps=4,
+            maxnreg=REGISTERS,
+        )  # fmt: skip
     return o, {"s": final}
 
 

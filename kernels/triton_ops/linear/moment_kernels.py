@@ -277,7 +277,9 @@ def constants(
 def schedule(kernel: triton.JITFunction, fixed: dict[str, object]) -> dict[str, int]:
     """Warps, stages, registers: chosen so that the shipped sizes do not spill, not yet by measuring."""
     tile = fixed["BLOCK"] * fixed["LANES_V"] * fixed["MOVE"].primitive_bitwidth // 8
-    return {"num_warps": 8 if kernel is spread or tile > 16384 else 4, "num_stages": 2, "maxnreg": REGISTERS}
+    # a short tile takes more registers than a whole one
+    large = tile + (fixed["V"] < fixed["LANES_V"]) > 16384
+    return {"num_warps": 8 if kernel is spread or large else 4, "num_stages": 2, "maxnreg": REGISTERS}
 
 
 def builds(

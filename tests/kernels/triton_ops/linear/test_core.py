@@ -59,7 +59,7 @@ def test_float32_compiles(fits):
 @pytest.mark.slow
 @pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("decay", ["none", "scalar", "vector"])
-@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_all_that_is_shipped_compiles(fits, capability, dtype, width, decay, delta):
@@ -83,6 +83,14 @@ def test_recurrences_of_features_compile(fits, capability, widths):
 def test_the_rarer_calls_compile(fits, capability, decay, delta, how):
     """Sequences packed, gates as narrow as the keys, and Lightning's, which are not learned."""
     fits(builds("bf16", 128, 128, decay=decay, delta=delta, **how), capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay, delta", [("none", False), ("scalar", False), ("scalar", True), ("vector", True)])
+@pytest.mark.parametrize("widths", [(48, 96), (96, 192), (192, 96), (200, 200)], ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_widths_that_fill_no_tile_compile(fits, capability, widths, decay, delta):
+    fits(builds("fp16", *widths, decay=decay, delta=delta), capability)
 
 
 @pytest.mark.parametrize("operator, width, launched", [(hedgehog, 256, 512), (based, 22, 276)])

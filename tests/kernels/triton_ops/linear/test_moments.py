@@ -43,7 +43,7 @@ def test_compiles(fits, capability):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", SHIPPED)
-@pytest.mark.parametrize("width", [32, 64, 128])
+@pytest.mark.parametrize("width", [32, 64, 72, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_all_that_is_shipped_compiles(fits, capability, dtype, width, which):

@@ -76,7 +76,7 @@ def test_compiles(fits, capability, which):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", SHIPPED)
-@pytest.mark.parametrize("dtype, width", [*product(["bf16", "fp16"], [64, 128, 256]), ("fp32", 64), ("fp32", 128)])
+@pytest.mark.parametrize("dtype, width", [*product(["bf16", "fp16"], [64, 72, 128, 256]), ("fp32", 64), ("fp32", 128)])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_all_that_is_shipped_compiles(fits, capability, dtype, width, which):
     fits(shipped(dtype, width, which), capability)
