@@ -25,8 +25,11 @@ TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 SIZES = (64, 128, 256)
 """How many queries a CPU may take together: tiles that see the same keys are read for once."""
 
-READING = 100
+READING = 60
 """What a CPU takes to read a key for a tile, forward and backward, in pairs of a query and a key."""
+
+STEP = 16
+"""Keys that are looked at together, to find those that a tile sees."""
 
 MOST = {torch.bfloat16: 256, torch.float16: 256}
 """How wide heads may be in the kernels of triton_ops/sparse, by dtype; wider ones overflow registers."""
@@ -137,7 +140,7 @@ def cheapest(mask: Bound, heads: int) -> int:
     """Of SIZES: larger tiles read less, and compute more that is hidden."""
 
     def found() -> int:
-        _, some = bounds(mask, heads, min(SIZES), min(SIZES))
+        _, some = bounds(mask, heads, min(SIZES), STEP)
         read = some.flatten(0, 1).any(0)
 
         def cost(size: int) -> int:
@@ -154,16 +157,19 @@ def _seen(mask: Bound, heads: int, block: int) -> list[tuple[Tensor, Tensor]]:
 
     def found() -> list[tuple[Tensor, Tensor]]:
         tiles, place = [], torch.arange(mask.k.length, device=mask.k["p"].device)
-        _, some = bounds(mask, heads, block, min(SIZES))
-        for number, blocks in enumerate(some.flatten(0, 1).any(0)):
-            keys = place[blocks.repeat_interleave(min(SIZES))[: len(place)]]
-            # a tile that sees nothing reads one key, and nothing of it
-            keys = keys if len(keys) else place[:1]
-            allowed = mask.dense(heads, start=number * block, stop=(number + 1) * block, keys=keys)
+        every, some = (x.flatten(0, 1) for x in bounds(mask, heads, block, STEP))
+        for number, steps in enumerate(zip(every.all(0), some.any(0))):
+            sure, maybe = (x.repeat_interleave(STEP)[: len(place)] for x in steps)
+            sure, maybe = place[sure], place[maybe & ~sure]
+            pairs = mask.dense(heads, start=number * block, stop=(number + 1) * block, keys=maybe)
             # `any` of booleans takes fifty times as long on a CPU
-            seen = allowed.flatten(0, 2).view(torch.uint8).amax(0).nonzero()[:, 0]
-            seen = seen if len(seen) else seen.new_zeros(1)
-            tiles.append((keys[seen], allowed[..., seen]))
+            seen = pairs.flatten(0, 2).view(torch.uint8).amax(0).nonzero()[:, 0]
+            if not len(sure) + len(seen):
+                # a tile that sees nothing reads one key, and nothing of it
+                tiles.append((place[:1], pairs.new_zeros(*pairs.shape[:3], 1)))
+                continue
+            whole = pairs.new_ones(*pairs.shape[:3], len(sure))
+            tiles.append((torch.cat([sure, maybe[seen]]), torch.cat([whole, pairs[..., seen]], 3)))
         return tiles
 
     return once(mask.cache, ("seen", heads if mask.rule.per_head else 1, block), found)

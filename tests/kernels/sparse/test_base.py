@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gnomon.kernels.mask import CAUSAL, EVERYTHING, Given, by_head
-from gnomon.kernels.masks.atoms import disc, part, recent, sink, visual
+from gnomon.kernels.masks.atoms import disc, part, prefix, recent, sink, visual
 from gnomon.kernels.masks.grid import windows
 from gnomon.kernels.masks.tokens import Tokens
 from gnomon.kernels.sparse.base import cheapest, tile, tile_order
@@ -20,6 +20,7 @@ CASES = {
     ),
     "packed": CAUSAL.on(Tokens.packed(torch.tensor([0, 90, 91, 150]))),
     "padded": CAUSAL.on(Tokens.padded(torch.arange(140) < torch.tensor([[140], [71]]))),
+    "most is seen by all": (CAUSAL | prefix(70)).on(Tokens.line(150)),
     "queries alone": recent(5).on(Tokens.line(70, start=80), Tokens.line(150)),
 }
 
@@ -63,8 +64,8 @@ def test_backward_keeps_nothing_that_tiles_read():
         # every query sees the same keys, or a few of its own
         ((CAUSAL & sink(64)).on(Tokens.line(1024)), 256),
         (part("p", 64).on(Tokens.line(1024)), 64),
-        # 64 queries read 3 blocks, 128 read 4, 256 read 6
-        ((CAUSAL & recent(128)).on(Tokens.line(1024)), 128),
+        # 64 queries read 320 keys, 128 read 384, 256 read 512
+        ((CAUSAL & recent(256)).on(Tokens.line(4096)), 128),
     ],
 )
 def test_how_many_queries_are_read_for(bound, best):
